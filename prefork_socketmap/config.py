@@ -1,0 +1,62 @@
+"""Config: the limits and timeouts of a server, with their defaults, checked when they are set."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from prefork_socketmap import settings
+
+
+def _seconds(default: float) -> Any:
+    return dataclasses.field(default=default, metadata={"read": settings.seconds})
+
+
+def _count(default: int, minimum: int = 0, maximum: int | None = None) -> Any:
+    def read(key: str, value: object) -> int:
+        return settings.count(key, value, minimum, maximum)
+
+    return dataclasses.field(default=default, metadata={"read": read})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The limits and timeouts of a server.
+
+    Times are in seconds (a Postfix time value such as ``"5m"`` is accepted as well), sizes in bytes. 0 switches a
+    timeout or a limit off, where it does not say otherwise. A wrong value raises ``settings.SettingError``, a
+    ValueError, that names the field and what it accepts.
+    """
+
+    port: int = _count(27823, 1, 65535)
+    """TCP port where an address names none."""
+    read_timeout: float = _seconds(100.0)
+    """From a request's first byte to its last, however slowly they arrive."""
+    write_timeout: float = _seconds(100.0)
+    """For one reply."""
+    idle_timeout: float = _seconds(10.0)
+    """How long a worker waits for the next request before it lets go of the connection."""
+    lookup_timeout: float = _seconds(30.0)
+    """How long one lookup may take; then it is interrupted and the client gets TIMEOUT."""
+    max_request_size: int = _count(100000, 1)
+    """Longest request payload. A longer one is refused before it is read, and the connection closed."""
+    max_reply_size: int = _count(100000)
+    """Longest reply payload, ``OK `` included. Postfix accepts 100000 and no more."""
+    process_limit: int = _count(100, 1, 10000)
+    """The most workers at a time, as in master(5)."""
+    min_spare: int = _count(5, 1, 10000)
+    """How many workers are kept ready for the next connection, within process_limit."""
+    max_use: int = _count(0)
+    """A worker is replaced after about so many lookups (varied by a tenth)."""
+    max_idle: float = _seconds(100.0)
+    """A worker beyond the spare ones leaves after so long without a connection."""
+    stop_timeout: float = _seconds(30.0)
+    """How long a graceful stop waits for lookups under way before it kills them."""
+    backlog: int = _count(4096, 1, 65535)
+    """Length of each listener's accept queue; the kernel may cut it (net.core.somaxconn)."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = field.metadata["read"](field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)

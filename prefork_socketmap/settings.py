@@ -1,0 +1,94 @@
+"""How settings are checked: one reader per kind of value, and errors that name the key, what was found and what is accepted.
+
+The library's ``Config``, the config file and every map type read their settings with these functions, so that a
+time or a wrong key means the same everywhere. This file imports nothing of the package.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Collection, Mapping
+
+# postconf(5), "time value": a whole number and one unit. Postfix ignores what follows the unit; we refuse it.
+_TIME = re.compile(r"(\d+)([smhdw]?)")
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+class SettingError(ValueError):
+    """A setting is wrong. ``key`` is its dotted name; the text is complete: key, what was found, what is accepted."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}: {problem}" if key else problem)
+        self.key = key
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type[SettingError], tuple[str, str]]:
+        return type(self), (self.key, self.problem)
+
+
+def wrong(key: str, found: object, accepted: str) -> SettingError:
+    """Return the error that says: *found* stands at *key*, but only *accepted* is accepted."""
+    return SettingError(key, f"{found!r} is not accepted here; expected {accepted}")
+
+
+def seconds(key: str, value: object) -> float:
+    """Read a time: a number of seconds, or a Postfix time value such as ``"10s"``, ``"5m"``, ``"1h"``."""
+    if isinstance(value, str) and (match := _TIME.fullmatch(value)):
+        return float(match[1]) * _UNITS[match[2]]
+    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 and math.isfinite(value):
+        return float(value)
+    raise wrong(key, value, 'a number of seconds >= 0, or a time like "10s", "5m", "1h"')
+
+
+def count(key: str, value: object, minimum: int = 0, maximum: int | None = None) -> int:
+    """Read a whole number of at least *minimum* and, if given, at most *maximum*."""
+    if isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= (maximum or value):
+        return value
+    upper = f" and at most {maximum}" if maximum else ""
+    raise wrong(key, value, f"a whole number of at least {minimum}{upper}")
+
+
+def boolean(key: str, value: object) -> bool:
+    """Read true or false."""
+    if isinstance(value, bool):
+        return value
+    raise wrong(key, value, "true or false")
+
+
+def text(key: str, value: object) -> str:
+    """Read a string that is not empty."""
+    if isinstance(value, str) and value:
+        return value
+    raise wrong(key, value, "a string that is not empty")
+
+
+def texts(key: str, value: object) -> tuple[str, ...]:
+    """Read a list of strings, none of them empty."""
+    if isinstance(value, list | tuple) and all(isinstance(item, str) and item for item in value):
+        return tuple(value)
+    raise wrong(key, value, "a list of strings")
+
+
+def choice(key: str, value: object, accepted: Collection[str]) -> str:
+    """Read one of the words in *accepted*."""
+    if isinstance(value, str) and value in accepted:
+        return value
+    raise wrong(key, value, "one of " + ", ".join(f'"{word}"' for word in accepted))
+
+
+def table(key: str, value: object) -> Mapping[str, object]:
+    """Read a table, in TOML's sense."""
+    if isinstance(value, dict):
+        return value
+    raise wrong(key, value, "a table")
+
+
+def reject_unknown(prefix: str, found: Collection[str], known: Collection[str]) -> None:
+    """Raise a SettingError for the first name in *found* that is not *known*, naming the nearest one that is."""
+    for name in found:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f'; did you mean "{near[0]}"?' if near else "; known here: " + ", ".join(sorted(known))
+            raise SettingError(f"{prefix}{name}", f"unknown key{hint}")

@@ -1,0 +1,143 @@
+"""Requests and replies of the socketmap protocol, as values and in wire form.
+
+socketmap_table(5): a request is ``name SPACE key``, a reply is a status word, a space and, depending on the status,
+the value or a reason. What Postfix makes of each reply is noted where it is not what the manual lets one expect;
+those facts were measured with Postfix 3.7.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+
+class MalformedRequestError(ValueError):
+    """The payload of a request has no space, so it has no map name."""
+
+
+class InvalidReplyError(ValueError):
+    """The reply cannot be sent as it is: Postfix would misread it. The text says what to return instead."""
+
+
+class Status(enum.Enum):
+    """The five words a reply can begin with."""
+
+    OK = "OK"
+    NOT_FOUND = "NOTFOUND"
+    TEMP = "TEMP"
+    TIMEOUT = "TIMEOUT"
+    PERM = "PERM"
+
+
+# Lone surrogates carry the bytes of a text that is not UTF-8 (PEP 383): any key survives the way to a map and back.
+_ENCODING = "utf-8"
+_ERRORS = "surrogateescape"
+
+
+def to_text(data: bytes) -> str:
+    """Decode *data* as UTF-8; a byte that is not UTF-8 becomes a lone surrogate, and ``to_bytes`` restores it."""
+    return data.decode(_ENCODING, _ERRORS)
+
+
+def to_bytes(text: str) -> bytes:
+    """Encode *text* as UTF-8, the opposite of ``to_text``."""
+    return text.encode(_ENCODING, _ERRORS)
+
+
+class Request(NamedTuple):
+    """One question: the map's name, and the key, which may be empty and may hold spaces."""
+
+    name: str
+    key: str
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Request:
+        """Read a request's netstring payload. Raises MalformedRequestError when no space ends the map's name."""
+        name, space, key = payload.partition(b" ")
+        if not space:
+            raise MalformedRequestError("no space between map name and key")
+        return cls(to_text(name), to_text(key))
+
+    def encode(self) -> bytes:
+        """Return the payload of the request's netstring."""
+        return to_bytes(f"{self.name} {self.key}")
+
+
+class Reply(NamedTuple):
+    """One answer: a status and a text, which is the value of an OK and the reason of an error.
+
+    Make one with ``ok``, ``not_found``, ``temp_fail``, ``perm_fail`` or ``timeout``.
+    """
+
+    status: Status
+    text: str = ""
+
+    @classmethod
+    def ok(cls, data: str) -> Reply:
+        """Found: *data* is the value. Empty or blank data is a ValueError.
+
+        Postfix reports an empty value as a server configuration error. A map that has nothing to say but "found"
+        (a domain list, for one) returns a word.
+        """
+        if not data or data.isspace():
+            raise ValueError("Reply.ok() needs a value; return any word to say just 'found'")
+        return cls(Status.OK, data)
+
+    @classmethod
+    def not_found(cls) -> Reply:
+        """Not found: the only reply, apart from a value that says so, that lets Postfix reject mail for good."""
+        return _NOT_FOUND
+
+    @classmethod
+    def temp_fail(cls, reason: str) -> Reply:
+        """The lookup failed and may succeed later: Postfix defers the mail and logs *reason*."""
+        return cls(Status.TEMP, reason)
+
+    @classmethod
+    def perm_fail(cls, reason: str) -> Reply:
+        """The lookup cannot succeed until someone repairs something. Postfix still defers: this bounces no mail."""
+        return cls(Status.PERM, reason)
+
+    @classmethod
+    def timeout(cls, reason: str) -> Reply:
+        """The lookup took too long; for Postfix the same as ``temp_fail`` but for the log."""
+        return cls(Status.TIMEOUT, reason)
+
+    def encode(self, max_size: int = 0) -> bytes:
+        """Return the payload of the reply's netstring.
+
+        *max_size* is in bytes, 0 means no limit. Raises InvalidReplyError for a payload that is longer (Postfix
+        fails this lookup and many that follow), that has a NUL (Postfix cuts the value there), or is an OK without
+        a value (Postfix takes it for a configuration error).
+        """
+        try:
+            text = to_bytes(self.text)
+        except UnicodeEncodeError as error:
+            raise InvalidReplyError(
+                f"a reply that is not encodable ({error.reason}); return plain text"
+            ) from error
+        if b"\0" in text:
+            raise InvalidReplyError("a reply with a NUL byte; return a text without it")
+        if self.status is Status.OK and (not text or text.isspace()):
+            raise InvalidReplyError(
+                "OK without a value; return any word to say 'found', or None for 'not found'"
+            )
+        # "NOTFOUND " keeps its space: that is how the manual page writes it.
+        payload = b"%b %b" % (_WORDS[self.status], text)
+        if max_size and len(payload) > max_size:
+            raise ReplyTooLargeError(f"a reply of {len(payload)} bytes where {max_size} are allowed")
+        return payload
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Reply:
+        """Read a reply's netstring payload. Raises ValueError for a status word that the protocol does not have."""
+        word, _, text = payload.partition(b" ")
+        return cls(Status(to_text(word)), to_text(text))
+
+
+class ReplyTooLargeError(InvalidReplyError):
+    """The reply is longer than the limit."""
+
+
+_NOT_FOUND = Reply(Status.NOT_FOUND)
+_WORDS = {status: status.value.encode("ascii") for status in Status}
