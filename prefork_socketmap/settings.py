@@ -1,4 +1,4 @@
-"""How settings are checked: one reader per kind of value, and errors that name the key, what was found and what is accepted.
+"""How settings are checked: a reader per kind of value, and errors that tell key, what was found, what is accepted.
 
 The library's ``Config``, the config file and every map type read their settings with these functions, so that a
 time or a wrong key means the same everywhere. This file imports nothing of the package.
@@ -17,7 +17,7 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 class SettingError(ValueError):
-    """A setting is wrong. ``key`` is its dotted name; the text is complete: key, what was found, what is accepted."""
+    """A setting is wrong. ``key`` is its dotted name; the text says what was found and what is accepted."""
 
     def __init__(self, key: str, problem: str) -> None:
         super().__init__(f"{key}: {problem}" if key else problem)

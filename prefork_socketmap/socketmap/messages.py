@@ -113,15 +113,11 @@ class Reply(NamedTuple):
         try:
             text = to_bytes(self.text)
         except UnicodeEncodeError as error:
-            raise InvalidReplyError(
-                f"a reply that is not encodable ({error.reason}); return plain text"
-            ) from error
+            raise InvalidReplyError(f"a reply that is not encodable ({error.reason}); return plain text") from error
         if b"\0" in text:
             raise InvalidReplyError("a reply with a NUL byte; return a text without it")
         if self.status is Status.OK and (not text or text.isspace()):
-            raise InvalidReplyError(
-                "OK without a value; return any word to say 'found', or None for 'not found'"
-            )
+            raise InvalidReplyError("OK without a value; return any word to say 'found', or None for 'not found'")
         # "NOTFOUND " keeps its space: that is how the manual page writes it.
         payload = b"%b %b" % (_WORDS[self.status], text)
         if max_size and len(payload) > max_size:
