@@ -1,0 +1,75 @@
+"""The type ``python``: a function of the user's own code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from prefork_socketmap import settings
+from prefork_socketmap.maps.base import LookupFailedError, Map
+from prefork_socketmap.maps.setting import setting
+from prefork_socketmap.socketmap.messages import Reply, Status
+
+
+def _reference(key: str, value: object) -> str:
+    """Read ``"module:name"``."""
+    module, _, name = settings.text(key, value).partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), *name.split("."))):
+        raise settings.wrong(key, value, '"module:name"')
+    return f"{module}:{name}"
+
+
+class PythonMap(Map):
+    """Answers with what a function returns: a Reply, a str for OK, None for not found.
+
+    The module is imported when the map is opened, so a worker that starts after a reload runs the code as it is then.
+    """
+
+    fold = setting(settings.boolean, False)
+    """Off: the function gets the key as the client sent it."""
+    function = setting(_reference)
+    """``"module:name"`` of the function, which takes the key."""
+    setup = setting(_reference, None)
+    """``"module:name"`` of a function without arguments that is called once per worker, before the first lookup."""
+    path = setting(settings.texts, ())
+    """Directories to import from, before all others."""
+
+    takes_any_key = True
+    _function: Callable[[str], Reply | str | None]
+
+    def prepare(self) -> None:
+        """Import the function and call ``setup``. Raises SettingError if either is not there."""
+        # The same directory once, however many maps name it.
+        for directory in reversed([str(self.base / directory) for directory in self.path]):
+            if directory not in sys.path:
+                sys.path.insert(0, directory)
+        self._function = self._load("function", self.function)
+        if self.setup is not None:
+            self._load("setup", self.setup)()
+
+    def find(self, key: str) -> Sequence[str] | None:
+        """Return what the function returns for *key*."""
+        answer = self._function(key)
+        if answer is None or isinstance(answer, str):
+            return None if answer is None else (answer,)
+        if not isinstance(answer, Reply):
+            raise TypeError(f"{self.function} returned {answer!r}; return a Reply, a str or None")
+        if answer.status is Status.OK:
+            return (answer.text,)
+        if answer.status is Status.NOT_FOUND:
+            return None
+        raise LookupFailedError(answer)
+
+    def _load(self, setting: str, reference: str) -> Callable[..., Reply | str | None]:
+        module_name, _, name = reference.partition(":")
+        key = f"maps.{self.name}.{setting}"
+        try:
+            found = importlib.import_module(module_name)
+            for attribute in name.split("."):
+                found = getattr(found, attribute)
+        except (ImportError, AttributeError) as error:
+            raise settings.SettingError(key, f"cannot load {reference}: {error}") from error
+        if not callable(found):
+            raise settings.SettingError(key, f"{reference} is not a function")
+        return found

@@ -1,0 +1,74 @@
+"""From the tables of the config file to maps: which class stands behind which ``type``.
+
+A class is imported when a map of its type is built, and not before: the libraries behind the other types need not be
+installed. Other packages add types with entry points in the group ``prefork_socketmap.maps``, whose names are the
+types and whose objects are subclasses of ``Map``.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+
+from prefork_socketmap import settings
+from prefork_socketmap.maps.base import Map
+
+GROUP = "prefork_socketmap.maps"
+
+# Not entry points of our own: a checkout works without being installed, and nothing has to be searched for them.
+_BUILT_IN = {
+    "chain": "prefork_socketmap.maps.chain:ChainMap",
+    "file": "prefork_socketmap.maps.file:FileMap",
+    "http": "prefork_socketmap.maps.http:HttpMap",
+    "ldap": "prefork_socketmap.maps.ldap:LdapMap",
+    "mysql": "prefork_socketmap.maps.mysql:MysqlMap",
+    "postgresql": "prefork_socketmap.maps.postgresql:PostgresqlMap",
+    "python": "prefork_socketmap.maps.python:PythonMap",
+    "redis": "prefork_socketmap.maps.redis:RedisMap",
+    "sqlite": "prefork_socketmap.maps.sqlite:SqliteMap",
+    "static": "prefork_socketmap.maps.static:StaticMap",
+}
+
+
+def build(tables: Mapping[str, Mapping[str, object]], base: Path | None = None) -> dict[str, Map]:
+    """Make the maps of a config file; *tables* are its ``[maps.NAME]`` tables, by name.
+
+    Relative paths in them begin at *base*, by default the working directory. The maps are not open yet. Raises
+    SettingError for the first thing that is wrong, its key beginning with ``maps.NAME``.
+    """
+    return {name: _build(name, table, base or Path.cwd()) for name, table in tables.items()}
+
+
+def _build(name: str, table: Mapping[str, object], base: Path) -> Map:
+    if not name or " " in name:
+        raise settings.SettingError(f"maps.{name!r}", "the name of a map is a word without spaces")
+    key = f"maps.{name}.type"
+    if "type" not in table:
+        raise settings.SettingError(key, "is missing")
+    kind = settings.text(key, table["type"])
+    rest = {setting: value for setting, value in table.items() if setting != "type"}
+    return _load(key, kind)(name, rest, base)
+
+
+def _load(key: str, kind: str) -> type[Map]:
+    """Return the class behind the type *kind*; *key* is where that stands."""
+    path = _BUILT_IN.get(kind) or _entry_points().get(kind)
+    if path is None:
+        raise settings.wrong(key, kind, "one of " + ", ".join(sorted(_BUILT_IN.keys() | _entry_points().keys())))
+    try:
+        found = importlib.metadata.EntryPoint(kind, path, GROUP).load()
+    except ModuleNotFoundError as error:
+        raise settings.SettingError(key, _missing(kind, error)) from error
+    if not (isinstance(found, type) and issubclass(found, Map)):
+        raise settings.SettingError(key, f"{path} is not a subclass of {Map.__module__}.Map")
+    return found
+
+
+def _entry_points() -> dict[str, str]:
+    return {point.name: point.value for point in importlib.metadata.entry_points(group=GROUP)}
+
+
+def _missing(kind: str, error: ModuleNotFoundError) -> str:
+    needed = f'type "{kind}" needs the Python module {error.name}'
+    return f"{needed}; install prefork-socketmap[{kind}]" if kind in _BUILT_IN else needed
