@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from prefork_socketmap import settings
 from prefork_socketmap.maps import template
+from prefork_socketmap.maps.ratelimit import RateLimitedLogger
 from prefork_socketmap.maps.setting import read_table, setting
 from prefork_socketmap.maps.template import Address, Template
 from prefork_socketmap.socketmap.messages import Reply
@@ -67,6 +68,7 @@ class Map(abc.ABC):
         )
         self._domains = frozenset(domain.casefold() for domain in self.domain)
         self._opened = False
+        self.complaints = RateLimitedLogger(log)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
@@ -139,7 +141,9 @@ class Map(abc.ABC):
     def _format(self, key: str, values: Sequence[str]) -> Sequence[str]:
         kept = [value for value in values if value and not value.isspace()]
         if len(kept) < len(values):
-            log.warning("map %s: %r has an empty value, which is taken as not found", self.name, key)
+            self.complaints.log(
+                logging.WARNING, "map %s: %r has an empty value, which is taken as not found", self.name, key
+            )
         if not self.result_format.is_identity:
             kept = [
                 self.result_format.expand_result(address, Address.split(key))
@@ -147,9 +151,9 @@ class Map(abc.ABC):
                 if address.has(self.result_format.needs_of_value)
             ]
         if self.expansion_limit and len(kept) > self.expansion_limit:
-            reason = f"more than {self.expansion_limit} results"
-            log.warning("map %s: %r has %s (expansion_limit)", self.name, key, reason)
-            raise LookupFailedError(Reply.temp_fail(reason))
+            problem = f"{len(kept)} results where expansion_limit = {self.expansion_limit}"
+            self.complaints.log(logging.WARNING, "map %s: %r has %s", self.name, key, problem)
+            raise LookupFailedError(Reply.temp_fail(f"map {self.name}: {problem}"))
         return kept
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Sequence
 from urllib.parse import quote
@@ -48,5 +49,5 @@ class SqliteMap(Map):
         try:
             return sql.values(self._connection.execute(self._statement, parameters))
         except sqlite3.Error as error:
-            log.error("map %s: %r: %s", self.name, key, error)
-            raise LookupFailedError(Reply.temp_fail("database error")) from error
+            self.complaints.log(logging.ERROR, "map %s: %r: %s", self.name, key, error)
+            raise LookupFailedError(Reply.temp_fail(f"map {self.name}: the query failed")) from error

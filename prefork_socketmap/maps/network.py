@@ -1,0 +1,181 @@
+"""What the map types have in common that ask a server over the network: one kept connection per worker and map.
+
+How one talks to the server is the type's business; this file decides when to connect, to which of the ``hosts``, when
+a lookup is tried again, and how long a server that is down is left alone. smtpd(8) remembers a failed lookup as long
+as its process lives, so a connection that broke unnoticed must not become a failure; and a worker that waits for a
+dead server answers nobody, so a known outage must be answered at once.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import enum
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Generic, NoReturn, TypeVar
+
+from prefork_socketmap import settings
+from prefork_socketmap.maps.base import LookupFailedError, Map, log
+from prefork_socketmap.maps.setting import setting
+from prefork_socketmap.socketmap.messages import Reply
+
+C = TypeVar("C")
+
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 10.0
+
+
+class Trouble(enum.Enum):
+    """What an error during a lookup means for the connection."""
+
+    LOST = enum.auto()
+    """The connection is gone: the lookup is tried once more, on a new one."""
+    SLOW = enum.auto()
+    """No answer in time: the connection is given up, and trying again would only take as long again."""
+    REFUSED = enum.auto()
+    """The server answered, with an error: the connection is good."""
+
+
+def _when(key: str, value: object) -> str:
+    return settings.choice(key, value, ("start", "first-use"))
+
+
+class NetworkMap(Map, Generic[C]):
+    """A map that asks a server. *C* is the type of the connection.
+
+    A type defines ``dial``, ``ask``, ``hang_up`` and ``trouble``, and names its driver's errors in ``errors``.
+    """
+
+    hosts = setting(settings.texts)
+    """Servers. The first is used until it fails, then the next, and so on in a circle."""
+    connect = setting(_when, "first-use")
+    """``"start"``: connect when the worker starts, so that the first lookup finds a connection; a server that cannot
+    be reached then is logged, and does not keep the worker from starting."""
+    timeout = setting(settings.seconds, 5.0)
+    """How long connecting, to whichever host, may take, and as long again a query."""
+
+    errors: ClassVar[tuple[type[Exception], ...]]
+    """What the driver raises, OSError among it if it lets that through."""
+
+    def __init__(self, name: str, table: Mapping[str, object], base: Path) -> None:
+        super().__init__(name, table, base)
+        if not self.timeout:
+            raise settings.wrong(f"maps.{name}.timeout", table["timeout"], "a time above 0")
+        self._connection: C | None = None
+        self._host = 0
+        self._pause = 0.0
+        self._resume = float("-inf")
+
+    @abc.abstractmethod
+    def dial(self, host: str, timeout: float) -> C:
+        """Connect to *host* and log in, within *timeout* seconds; give queries ``self.timeout``.
+
+        Raises one of ``errors``.
+        """
+
+    @abc.abstractmethod
+    def ask(self, connection: C, key: str) -> Sequence[str] | None:
+        """Return the values at *key*: the contract of ``find``, but that it may raise one of ``errors``, too."""
+
+    @abc.abstractmethod
+    def hang_up(self, connection: C) -> None:
+        """Close *connection*, which may be broken."""
+
+    @abc.abstractmethod
+    def trouble(self, connection: C, error: Exception) -> Trouble:
+        """Tell what *error*, raised by ``ask``, means."""
+
+    def prepare(self) -> None:
+        """Connect, if ``connect`` says so."""
+        if self.connect == "start":
+            with contextlib.suppress(LookupFailedError):  # it is in the log
+                self._connect()
+
+    def release(self) -> None:
+        """Close the connection."""
+        self._drop()
+
+    def find(self, key: str) -> Sequence[str] | None:
+        """Ask the server; once more on a new connection if the one that was there turns out to be broken."""
+        if self._connection is not None:
+            try:
+                return self._ask(self._connection, key)
+            except _ConnectionLostError as error:
+                log.info("map %s: connection lost, connecting again: %s", self.name, error)
+        try:
+            return self._ask(self._connect(), key)
+        except _ConnectionLostError as error:
+            raise self._outage(f"connection lost: {error}") from error
+
+    def _ask(self, connection: C, key: str) -> Sequence[str] | None:
+        try:
+            values = self.ask(connection, key)
+        except LookupFailedError:
+            raise
+        except TimeoutError:
+            # How the watchdog interrupts a lookup. The connection is in the middle of something.
+            self._drop()
+            raise
+        except self.errors as error:
+            self._judge(connection, error)
+        except BaseException:
+            self._drop()
+            raise
+        self._pause = 0.0
+        return values
+
+    def _judge(self, connection: C, error: Exception) -> NoReturn:
+        """Raise what follows from *error*, after the connection is dropped if it is not good any more."""
+        trouble = self.trouble(connection, error)
+        if trouble is Trouble.REFUSED:
+            self._pause = 0.0
+            self.complaints.log(logging.ERROR, "map %s: %s", self.name, error)
+            raise LookupFailedError(Reply.temp_fail(f"map {self.name}: the query failed")) from error
+        self._drop()
+        self._host += 1
+        if trouble is Trouble.LOST:
+            raise _ConnectionLostError(str(error)) from error
+        raise self._outage(f"no answer within {self.timeout:g} s: {error}") from error
+
+    def _connect(self) -> C:
+        """Connect to the first host that answers, beginning with the current one. Raises LookupFailedError."""
+        if time.monotonic() < self._resume:
+            raise self._unavailable()
+        deadline = time.monotonic() + self.timeout
+        problems = []
+        for left in range(len(self.hosts), 0, -1):
+            host = self.hosts[self._host % len(self.hosts)]
+            try:
+                # Each host gets its share, so that a dead one leaves time for the next; never 0, which drivers
+                # take for "as long as it takes".
+                self._connection = self.dial(host, max((deadline - time.monotonic()) / left, 0.1))
+            except self.errors as error:
+                problems.append(f"{host}: {error}")
+                self._host += 1
+            else:
+                log.info("map %s: connected to %s", self.name, host)
+                return self._connection
+        raise self._outage("cannot connect: " + "; ".join(problems))
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(*self.errors):
+                self.hang_up(connection)
+
+    def _outage(self, problem: str) -> LookupFailedError:
+        """Begin a pause, longer than the one before; return the error to raise."""
+        self._pause = min(self._pause * 2, LONGEST_PAUSE) or FIRST_PAUSE
+        self._resume = time.monotonic() + self._pause
+        log.error("map %s: %s; next attempt in %.1f s", self.name, problem, self._pause)
+        return self._unavailable()
+
+    def _unavailable(self) -> LookupFailedError:
+        return LookupFailedError(Reply.temp_fail(f"map {self.name}: the backend is not available"))
+
+
+class _ConnectionLostError(Exception):
+    """The connection broke under a lookup."""
