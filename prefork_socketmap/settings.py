@@ -7,13 +7,14 @@ time or a wrong key means the same everywhere. This file imports nothing of the 
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Collection, Mapping
 
 # postconf(5), "time value": a whole number and one unit. Postfix ignores what follows the unit; we refuse it.
-_TIME = re.compile(r"(\d+)([smhdw]?)")
+_TIME = re.compile(r"([0-9]{1,10})([smhdw]?)")
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+# A time has to fit where it is used, in the kernel's structures too; Postfix ends at the same value.
+_LONGEST = 2**31 - 1
 
 
 class SettingError(ValueError):
@@ -35,11 +36,12 @@ def wrong(key: str, found: object, accepted: str) -> SettingError:
 
 def seconds(key: str, value: object) -> float:
     """Read a time: a number of seconds, or a Postfix time value such as ``"10s"``, ``"5m"``, ``"1h"``."""
+    number = value
     if isinstance(value, str) and (match := _TIME.fullmatch(value)):
-        return float(match[1]) * _UNITS[match[2]]
-    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 and math.isfinite(value):
-        return float(value)
-    raise wrong(key, value, 'a number of seconds >= 0, or a time like "10s", "5m", "1h"')
+        number = int(match[1]) * _UNITS[match[2]]
+    if isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number <= _LONGEST:
+        return float(number)
+    raise wrong(key, value, f'a number of seconds from 0 to {_LONGEST}, or a time like "10s", "5m", "1h"')
 
 
 def count(key: str, value: object, minimum: int = 0, maximum: int | None = None) -> int:
