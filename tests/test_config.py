@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -33,29 +34,34 @@ TIMES = [name for name in FIELDS if isinstance(DEFAULTS.get(name), float)]
 COUNTS = [name for name in FIELDS if isinstance(DEFAULTS.get(name), int)]
 
 
+def config_with(name: str, value: Any) -> Config:
+    """Return a Config with one field set, as a file sets it: to a value of any type."""
+    return Config(**{name: value})
+
+
 def test_the_defaults_are_the_documented_ones() -> None:
     assert dataclasses.asdict(Config()) == DEFAULTS
 
 
 @pytest.mark.parametrize("name", TIMES)
 def test_a_time_takes_seconds_or_a_postfix_time_value(name: str) -> None:
-    assert getattr(Config(**{name: 7}), name) == 7.0
-    assert getattr(Config(**{name: "2m"}), name) == 120.0
-    assert getattr(Config(**{name: 0}), name) == 0.0
+    assert getattr(config_with(name, 7), name) == 7.0
+    assert getattr(config_with(name, "2m"), name) == 120.0
+    assert getattr(config_with(name, 0), name) == 0.0
 
 
 @pytest.mark.parametrize("name", TIMES)
 @pytest.mark.parametrize("value", [-1, "soon", None, True])
 def test_a_wrong_time_names_the_field_and_what_is_accepted(name: str, value: object) -> None:
     with pytest.raises(SettingError, match=f"^{name}: {value!r} is not accepted here; expected a number of seconds"):
-        Config(**{name: value})
+        config_with(name, value)
 
 
 @pytest.mark.parametrize("name", COUNTS)
 @pytest.mark.parametrize("value", [-1, 1.5, "1", None, True])
 def test_a_wrong_count_names_the_field_and_what_is_accepted(name: str, value: object) -> None:
     with pytest.raises(SettingError, match=f"^{name}: {value!r} is not accepted here; expected a whole number"):
-        Config(**{name: value})
+        config_with(name, value)
 
 
 @pytest.mark.parametrize(
@@ -73,13 +79,13 @@ def test_a_wrong_count_names_the_field_and_what_is_accepted(name: str, value: ob
     ],
 )
 def test_a_count_is_taken_within_its_bounds_and_not_beyond(name: str, least: int, most: int | None) -> None:
-    assert getattr(Config(**{name: least}), name) == least
+    assert getattr(config_with(name, least), name) == least
     with pytest.raises(SettingError, match=f"at least {least}"):
-        Config(**{name: least - 1})
+        config_with(name, least - 1)
     if most is not None:
-        assert getattr(Config(**{name: most}), name) == most
+        assert getattr(config_with(name, most), name) == most
         with pytest.raises(SettingError, match=f"at most {most}"):
-            Config(**{name: most + 1})
+            config_with(name, most + 1)
 
 
 def test_a_wrong_value_is_a_value_error() -> None:

@@ -141,7 +141,7 @@ def test_a_choice_is_one_of_the_words() -> None:
 
 def test_a_table_is_a_table() -> None:
     assert settings.table("maps", {"a": 1}) == {"a": 1}
-    for value in ([], "a", None):
+    for value in ([1], "a", None):
         with pytest.raises(SettingError, match=r"^maps: .*; expected a table$"):
             settings.table("maps", value)
 
