@@ -1,0 +1,120 @@
+"""The command line: what can be said, and which module does it.
+
+A module that does something is imported when its command is given, so that each command loads no more than it needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from prefork_socketmap.daemon.configfile import DEFAULT_PATH
+from prefork_socketmap.settings import SettingError
+
+PROGRAM = "prefork-socketmap"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that exits with the code for wrong usage; argparse has one of its own."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say how it is meant and exit."""
+        self.print_usage(sys.stderr)
+        self.exit(os.EX_USAGE, f"{self.prog}: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command in *argv*, by default in ``sys.argv``, and return its exit code."""
+    arguments = parser().parse_args(argv)
+    module, _, function = arguments.run.partition(":")
+    try:
+        code: int = getattr(importlib.import_module(f"prefork_socketmap.daemon.{module}"), function)(arguments)
+    except SettingError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return os.EX_CONFIG
+    except KeyboardInterrupt:
+        return 128 + 2
+    return code
+
+
+def parser() -> Parser:
+    """Return the parser for all commands; each sets ``run`` to "module:function"."""
+    top = Parser(prog=PROGRAM, description="Answer Postfix socketmap: lookups with preforked workers.")
+    top.add_argument("--version", action="version", version=f"{PROGRAM} {importlib.metadata.version(PROGRAM)}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    _add_serve(commands)
+    _add_check(commands)
+    _add_control(commands)
+    _add_query(commands)
+    return top
+
+
+def _add_serve(commands: argparse._SubParsersAction[Parser]) -> None:
+    serve = commands.add_parser("serve", help="answer lookups", description="Answer lookups until told to stop.")
+    _add_config(serve)
+    _add_pid_file(serve)
+    serve.add_argument(
+        "-d",
+        "--daemon",
+        action="store_true",
+        help="go to the background, and return when lookups are answered; log to syslog",
+    )
+    serve.add_argument("-v", "--verbose", action="store_true", help="log at level debug")
+    serve.set_defaults(run="serve:serve")
+
+
+def _add_check(commands: argparse._SubParsersAction[Parser]) -> None:
+    check = commands.add_parser(
+        "check",
+        help="check the config file and open its maps",
+        description="Check every value of the config file and open every map as a worker would.",
+    )
+    _add_config(check)
+    check.set_defaults(run="check:check")
+
+
+def _add_control(commands: argparse._SubParsersAction[Parser]) -> None:
+    for name, what in {
+        "reload": "make the running server read its config file again, and wait until it has",
+        "stop": "let the running server finish its lookups and stop, and wait until it is gone",
+        "status": "tell whether the server runs; exit 0: it does, 1: it died, 3: it does not",
+    }.items():
+        command = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+        _add_config(command)
+        _add_pid_file(command)
+        command.set_defaults(run=f"control:{name}")
+
+
+def _add_query(commands: argparse._SubParsersAction[Parser]) -> None:
+    query = commands.add_parser(
+        "query",
+        help="ask a server, as Postfix would",
+        description="Ask a server for a key and print the value. Exit status: 0 found, 1 not found, 69 timeout, "
+        "75 temporary error, 78 permanent error.",
+    )
+    query.add_argument("map", metavar="ENDPOINT:MAP", help="inet:HOST:PORT:MAP or unix:PATH:MAP, as in main.cf")
+    query.add_argument("key", metavar="KEY", help='what to look up; "-": each line of standard input')
+    query.set_defaults(run="query:query")
+
+
+def _add_config(command: Parser) -> None:
+    command.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        type=Path,
+        default=DEFAULT_PATH,
+        help="the config file (default: %(default)s)",
+    )
+
+
+def _add_pid_file(command: Parser) -> None:
+    command.add_argument(
+        "--pid-file", metavar="FILE", type=Path, help="the file that holds the master's pid, in place of pid_file"
+    )

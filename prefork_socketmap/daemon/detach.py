@@ -1,0 +1,73 @@
+"""Into the background: the process that was started waits until the daemon is ready, and says so or why not."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+
+import daemon.daemon  # type: ignore[import-untyped]
+
+_UMASK = 0o022
+
+
+class Launch:
+    """How a start went: told to the process that was started, through a pipe."""
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
+        # A worker that held it open would keep the waiting process waiting.
+        os.register_at_fork(after_in_child=self._close)
+
+    def succeeded(self) -> None:
+        """Tell that the server is ready."""
+        self._tell(os.EX_OK, "")
+
+    def failed(self, code: int, reason: str) -> None:
+        """Tell why it is not, and what to exit with."""
+        self._tell(code, reason)
+
+    def _tell(self, code: int, reason: str) -> None:
+        if self._pipe >= 0:
+            os.write(self._pipe, f"{code} {reason}".encode("utf-8", "backslashreplace"))
+            self._close()
+
+    def _close(self) -> None:
+        if self._pipe >= 0:
+            os.close(self._pipe)
+            self._pipe = -1
+
+
+def in_background(program: Callable[[Launch], int], keep: Iterable[int]) -> int:
+    """Run *program* in a daemon process, whose open descriptors are those in *keep*; return the exit code.
+
+    Returns in both processes: in the one that was started as soon as the program has told its ``Launch`` how the
+    start went, in the daemon when the program has ended.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writer)
+        return _wait(child, reader)
+    os.close(reader)
+    _become_daemon([*keep, writer])
+    launch = Launch(writer)
+    return program(launch)
+
+
+def _wait(child: int, reader: int) -> int:
+    os.waitpid(child, 0)  # python-daemon forks again, and that process ends at once
+    with open(reader, encoding="utf-8") as pipe:
+        code, _, reason = pipe.read().partition(" ")
+    if not code:
+        code, reason = str(os.EX_SOFTWARE), "the daemon ended before it was ready; see its log"
+    if reason:
+        print(f"prefork-socketmap: {reason}", file=sys.stderr)
+    return int(code)
+
+
+def _become_daemon(keep: list[int]) -> None:
+    # python-daemon closes every number up to the limit of descriptors. That is one system call with Linux 5.9 and
+    # glibc 2.34, and a billion elsewhere in a container without a limit; so it is told where the open ones end.
+    daemon.daemon._total_file_descriptor_range = range(max(map(int, os.listdir("/proc/self/fd"))) + 1)  # noqa: PTH208
+    daemon.DaemonContext(detach_process=True, files_preserve=keep, umask=_UMASK, signal_map={}).open()

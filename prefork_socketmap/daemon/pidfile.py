@@ -1,0 +1,101 @@
+"""The pid file: one server at a time, found by whoever wants to signal it.
+
+The number in the file is for people. What counts is the lock on the file: the kernel takes it from a process that
+ends, however it ends, and tells the holder's pid. So a stale file is just a file without a lock, and a pid that has
+been given to another process is never taken for the server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+# Linux's struct flock: type, whence, start, length, pid; padded to the alignment of its largest member.
+_FLOCK = struct.Struct("@hhqqi0q")
+
+
+class AlreadyRunningError(Exception):
+    """Another process holds the lock; ``pid`` is its pid."""
+
+    def __init__(self, path: Path, pid: int) -> None:
+        super().__init__(f"already running with pid {pid} ({path} is locked)")
+        self.pid = pid
+
+
+class PidFile:
+    """The pid file of this process, locked and written."""
+
+    def __init__(self, path: Path) -> None:
+        """Lock *path* and write our pid. Raises AlreadyRunningError, or OSError if it cannot be written."""
+        self.path = path
+        self._descriptor = _lock(path)
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, b"%d\n" % os.getpid(), 0)
+        # A child has no share in a lock of this kind (lockf(3)); it shall not have a way to write the file, either.
+        os.register_at_fork(after_in_child=self._close)
+
+    def remove(self) -> None:
+        """Remove the file, and then give up the lock."""
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+        self._close()
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def holder(path: Path) -> int | None:
+    """Return the pid of the process that holds the lock on *path*, or None.
+
+    Raises OSError if there is a file that cannot be read.
+    """
+    try:
+        with _opened(path, os.O_RDONLY) as descriptor:
+            return _holder(descriptor)
+    except FileNotFoundError:
+        return None
+
+
+def _lock(path: Path) -> int:
+    """Return a descriptor of *path* that holds the lock."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pid = _holder(descriptor)
+            os.close(descriptor)
+            if pid is None:
+                continue  # it has ended in this moment
+            raise AlreadyRunningError(path, pid) from None
+        if _is_at(path, descriptor):
+            return descriptor
+        os.close(descriptor)  # its last owner removed the file between our open and our lock
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    return False
+
+
+def _holder(descriptor: int) -> int | None:
+    """Return who holds the lock; unlike an attempt to lock, the question disturbs nobody."""
+    question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, question))
+    return None if kind == fcntl.F_UNLCK else pid
+
+
+@contextlib.contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,191 @@
+"""The command ``serve``: a master with everything around it that a service needs."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from socket import socket
+from typing import Protocol
+
+from setproctitle import setproctitle
+
+from prefork_socketmap.daemon import activation, configfile, log
+from prefork_socketmap.daemon.configfile import Places, Settings
+from prefork_socketmap.daemon.notify import ServiceManager
+from prefork_socketmap.daemon.pidfile import AlreadyRunningError, PidFile
+from prefork_socketmap.daemon.state import StateFile
+from prefork_socketmap.daemon.worker import plan
+from prefork_socketmap.prefork.generation import Plan
+from prefork_socketmap.prefork.master import Master, Observer, StartError
+from prefork_socketmap.settings import SettingError
+
+logger = logging.getLogger("prefork_socketmap.master")
+
+
+class Launch(Protocol):
+    """Whom to tell how the start went."""
+
+    def succeeded(self) -> None:
+        """Lookups are answered."""
+
+    def failed(self, code: int, reason: str) -> None:
+        """They will not be; exit with *code*."""
+
+
+class Foreground:
+    """A start that somebody watches on a terminal, or a service manager through the log."""
+
+    def succeeded(self) -> None:
+        """Be silent: that is what success looks like."""
+
+    def failed(self, code: int, reason: str) -> None:  # noqa: ARG002 - a Launch
+        """Tell why."""
+        print(f"prefork-socketmap: {reason}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The config file, and what the command line puts in place of what it says."""
+
+    path: Path
+    pid_file: Path | None
+    verbose: bool
+    detached: bool
+
+    def load(self) -> Settings:
+        """Read the file. Raises SettingError."""
+        settings = configfile.load(self.path)
+        lines = settings.log
+        if self.verbose:
+            lines = dataclasses.replace(lines, level="debug")
+        if self.detached:
+            lines = dataclasses.replace(lines, to="syslog")  # there is no stderr
+        return dataclasses.replace(settings, log=lines, places=settings.places.with_pid_file(self.pid_file))
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Answer lookups until a signal says stop; in the background, return when they are answered."""
+    source = Source(
+        arguments.config.absolute(),
+        arguments.pid_file and arguments.pid_file.absolute(),
+        arguments.verbose,
+        arguments.daemon,
+    )
+    source.load()  # what is wrong in the file is told before anything is done
+    inherited = activation.inherited_sockets()
+    if not arguments.daemon:
+        return _run(source, inherited, Foreground())
+    from prefork_socketmap.daemon.detach import in_background
+
+    return in_background(functools.partial(_run, source, inherited), [sock.fileno() for sock in inherited])
+
+
+def _run(source: Source, inherited: Sequence[socket], launch: Launch) -> int:
+    setproctitle(f"prefork-socketmap: master [{source.path}]")
+    try:
+        settings = source.load()
+        log.set_up("master", settings.log)
+        with _claimed(settings.places) as state:
+            _warn_about_root(settings)
+            master = Master(
+                plan(settings),
+                load=functools.partial(_reload, source),
+                observer=Observers([*state, ServiceManager(), Launched(launch)]),
+                inherited=inherited,
+            )
+            master.run()
+    except SettingError as error:
+        return _fail(launch, os.EX_CONFIG, str(error))
+    except (StartError, OSError) as error:
+        return _fail(launch, os.EX_UNAVAILABLE, str(error))
+    except AlreadyRunningError as error:
+        return _fail(launch, 1, str(error))
+    return os.EX_OK
+
+
+def _reload(source: Source) -> Plan:
+    settings = source.load()
+    log.set_up("master", settings.log)
+    return plan(settings)
+
+
+def _fail(launch: Launch, code: int, reason: str) -> int:
+    if not isinstance(launch, Foreground):
+        logger.critical("%s", reason)
+    launch.failed(code, reason)
+    return code
+
+
+@contextlib.contextmanager
+def _claimed(places: Places) -> Iterator[list[StateFile]]:
+    """Hold the pid file while the server runs; yield what keeps the state file.
+
+    Raises AlreadyRunningError, or OSError when a place that somebody chose cannot be written. In the default places
+    that is only a warning: whoever tries the server out from a checkout need not be root for it.
+    """
+    try:
+        places.runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        pid_file = PidFile(places.pid_file)
+        state_file = StateFile(places.state_file)
+    except OSError as error:
+        if not places.are_defaults:
+            raise
+        logger.warning("reload, stop and status will not find this server: %s; set runtime_dir", error)
+        yield []
+        return
+    try:
+        yield [state_file]
+    finally:
+        state_file.remove()
+        pid_file.remove()
+
+
+def _warn_about_root(settings: Settings) -> None:
+    if os.geteuid() == 0 and settings.account is None:
+        logger.warning('workers run as root, which no map needs: set user = "..." in %s', settings.path)
+
+
+class Observers(Observer):
+    """Passes on to several observers what the master tells."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+
+    def ready(self, generation: int) -> None:
+        """The first generation serves."""
+        for observer in self._observers:
+            observer.ready(generation)
+
+    def reloading(self) -> None:
+        """A reload begins."""
+        for observer in self._observers:
+            observer.reloading()
+
+    def reloaded(self, generation: int, problem: str | None) -> None:
+        """A reload is over."""
+        for observer in self._observers:
+            observer.reloaded(generation, problem)
+
+    def stopping(self) -> None:
+        """The server stops serving."""
+        for observer in self._observers:
+            observer.stopping()
+
+
+class Launched(Observer):
+    """Tells whoever waits for the start that it succeeded."""
+
+    def __init__(self, launch: Launch) -> None:
+        self._launch = launch
+
+    def ready(self, generation: int) -> None:  # noqa: ARG002
+        """Tell."""
+        self._launch.succeeded()

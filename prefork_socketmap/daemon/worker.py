@@ -1,0 +1,97 @@
+"""What a worker of the daemon does before it serves: it takes its own account, then builds the maps.
+
+Only here, and in the children of ``check``, is code of maps imported: the master may be root, and lives longer than
+the code that a reload brings.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from prefork_socketmap.daemon import log
+from prefork_socketmap.daemon.configfile import DEFAULT_MAP, Network, Settings, errors_in
+from prefork_socketmap.prefork.connection import Connection
+from prefork_socketmap.prefork.generation import Plan
+from prefork_socketmap.service import DefaultLookup, Lookup, Service
+from prefork_socketmap.socketmap.messages import to_text
+
+if TYPE_CHECKING:
+    from prefork_socketmap.maps.base import Map
+
+logger = logging.getLogger("prefork_socketmap.worker")
+
+
+def plan(settings: Settings) -> Plan:
+    """Return what workers do according to *settings*."""
+    return Plan(
+        endpoints=settings.endpoints,
+        limits=settings.config,
+        start=functools.partial(_start, settings),
+        allow=functools.lru_cache(maxsize=1024)(functools.partial(is_allowed, settings.allow)),
+    )
+
+
+def is_allowed(networks: Sequence[Network], client: str) -> bool:
+    """Whether the IP address *client* lies in one of *networks*."""
+    address = ipaddress.ip_address(client.partition("%")[0])
+    address = getattr(address, "ipv4_mapped", None) or address
+    return any(address in network for network in networks)
+
+
+def open_maps(settings: Settings) -> dict[str, Map]:
+    """Take the workers' account, build and open all maps; return them by name, the default map as DEFAULT_MAP.
+
+    Raises SettingError for a wrong table, and whatever a map's code or library raises when it is opened.
+    """
+    if settings.account:
+        settings.account.assume()
+    from prefork_socketmap.maps import registry
+
+    tables = dict(settings.maps)
+    if settings.default_map is not None:
+        # Among the others, so that a chain can be the default.
+        tables[DEFAULT_MAP] = settings.default_map
+    with errors_in(settings.path):
+        maps = registry.build(tables, settings.base)
+        for each in maps.values():
+            each.open()
+    return maps
+
+
+def _start(settings: Settings) -> Service:
+    log.set_up("worker", settings.log)
+    lookups: dict[str, Lookup] = {name: each.lookup for name, each in open_maps(settings).items()}
+    default = _without_name(lookups.pop(DEFAULT_MAP)) if DEFAULT_MAP in lookups else None
+    kind = LoggingService if settings.log.lookups else Service
+    return kind(lookups, default, settings.config)
+
+
+def _without_name(lookup: Lookup) -> DefaultLookup:
+    return lambda _name, key: lookup(key)
+
+
+class LoggingService(Service):
+    """A service that logs each lookup."""
+
+    def _answer(self, payload: bytes, connection: Connection) -> bytes:
+        begin = time.monotonic()
+        reply = super()._answer(payload, connection)
+        milliseconds = (time.monotonic() - begin) * 1000
+        name, _, key = to_text(payload).partition(" ")
+        status = to_text(reply).partition(" ")[0]
+        # Commas and brackets around what the client wrote, as Postfix logs addresses; it can write them, too, but
+        # what matters, the status, stands before it.
+        logger.info(
+            "lookup: client=%s, status=%s, time=%.1f ms, map=%s, key=<%s>",
+            connection.client,
+            status,
+            milliseconds,
+            name,
+            key,
+        )
+        return reply
