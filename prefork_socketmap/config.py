@@ -51,6 +51,12 @@ class Config:
     """A worker is replaced after about so many lookups (varied by a tenth)."""
     max_idle: float = _seconds(100.0)
     """A worker beyond the spare ones leaves after so long without a connection."""
+    max_connections: int = _count(0)
+    """The most connections at a time, parked ones included. One more is closed at once."""
+    park_timeout: float = _seconds(3600.0)
+    """How long a silent connection is kept open; 0: it is closed after idle_timeout instead of being parked."""
+    max_parked: int = _count(0)
+    """The most parked connections; beyond, the oldest is closed. 0: as many as the descriptor limit allows."""
     stop_timeout: float = _seconds(30.0)
     """How long a graceful stop waits for lookups under way before it kills them."""
     backlog: int = _count(4096, 1, 65535)

@@ -1,0 +1,164 @@
+"""One accepted connection as a worker holds it: bounded waits, whole replies, and the right kind of close.
+
+The kernel's own timeouts bound each call, so that a busy connection costs one ``recv`` and one ``send`` per job and
+nothing else; only when one of them expires is there a wait with a clock. They are short (PATIENCE), because that is
+also how late a worker notices what it is told while it is inside such a call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import select
+import socket
+import struct
+from time import monotonic
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prefork_socketmap.prefork.worker import Worker
+
+PATIENCE = 0.05
+_READ_SIZE = 4096  # Postfix writes at most so much at a time
+_KERNEL_TIMEOUT = struct.pack("@ll", 0, int(PATIENCE * 1e6))
+_RESET_ON_CLOSE = struct.pack("@ii", 1, 0)
+_ORDERLY_CLOSE = struct.pack("@ii", 0, 0)
+_DRAIN_TIME = 1.0
+_DRAIN_READS = 256
+
+
+class Ending(enum.Enum):
+    """Why a worker is done with a connection."""
+
+    GONE = "the client hung up, or does not read, or takes too long"
+    SILENT = "the client has said nothing for a while"
+    MOVED = "the worker has to leave, or is needed elsewhere, perhaps right after a reply"
+    REFUSED = "the last words were ours, and the client may still be talking"
+
+
+class Connection:
+    """An accepted connection, in the hands of a worker.
+
+    ``client`` is the peer's IP address, or ``"local"`` for a Unix socket. ``ending`` says how it ended; a handler
+    sets it to REFUSED when it has sent something after which it does not want to read on. ``job_begins`` and
+    ``job_ends`` enclose what the job's time limit is for: past it, ``Overdue`` is raised in between.
+    """
+
+    def __init__(self, sock: socket.socket, worker: Worker) -> None:
+        self.sock = sock
+        self.ending = Ending.GONE
+        self._taken = monotonic()
+        self._worker = worker
+        self._recv = sock.recv
+        self.job_begins = worker.job_begins
+        self.job_ends = worker.row.job_ends
+        self._is_tcp = sock.family != socket.AF_UNIX
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _KERNEL_TIMEOUT)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _KERNEL_TIMEOUT)
+        if self._is_tcp:
+            # Whatever ends this connection, a crash included, reaches Postfix as a reset: the one kind of close of a
+            # TCP connection that it always retries. An orderly close can make it defer mail (a stale errno).
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.client = sock.getpeername()[0] if self._is_tcp else "local"
+
+    def await_request(self) -> bytes:
+        """Return the first bytes of the next request, or none when the handler shall return.
+
+        To be called between two requests: here the worker lets go of a connection when the client is silent for
+        idle_timeout, when others need the worker more, or when the worker has to leave.
+        """
+        worker = self._worker
+        if worker.must_leave:
+            self.ending = Ending.MOVED
+            return b""
+        if worker.board.crowded:
+            return self._await_crowded()
+        try:
+            return self._recv(_READ_SIZE)
+        except BlockingIOError:
+            return self._await_silent()
+        except OSError:
+            return b""
+
+    def _await_silent(self) -> bytes:
+        """Wait for a client that has not spoken for PATIENCE."""
+        if not self._worker.wait_while_silent(self.sock):
+            self.ending = Ending.SILENT
+            return b""
+        return self._receive_now()
+
+    def _await_crowded(self) -> bytes:
+        """Wait for the next request no longer than a busy client takes for it."""
+        if not self._worker.may_keep(self.sock, self._taken):
+            self.ending = Ending.MOVED
+            return b""
+        return self._receive_now()
+
+    def _receive_now(self) -> bytes:
+        """Receive what has arrived."""
+        try:
+            return self._recv(_READ_SIZE)
+        except OSError:
+            return b""
+
+    def receive_until(self, deadline: float) -> bytes:
+        """Return more bytes of a request that has begun; none when the client hung up or *deadline* has passed."""
+        try:
+            return self._recv(_READ_SIZE)
+        except BlockingIOError:
+            if self._wait_for(select.POLLIN, deadline):
+                return self._receive_now()
+            return b""
+        except OSError:
+            return b""
+
+    def send(self, data: bytes, timeout: float) -> bool:
+        """Send all of *data* within *timeout* seconds (0: however long it takes); return whether that succeeded."""
+        try:
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return False
+        return sent == len(data) or self._send_rest(memoryview(data)[sent:], monotonic() + (timeout or float("inf")))
+
+    def _send_rest(self, rest: memoryview, deadline: float) -> bool:
+        while rest:
+            if not self._wait_for(select.POLLOUT, deadline):
+                return False
+            try:
+                rest = rest[self.sock.send(rest, socket.MSG_DONTWAIT) :]
+            except BlockingIOError:
+                continue
+            except OSError:
+                return False
+        return True
+
+    def _wait_for(self, event: int, deadline: float) -> bool:
+        poll = select.poll()
+        poll.register(self.sock, event)
+        left = deadline - monotonic()
+        return left > 0 and bool(poll.poll(min(left, 1e6) * 1000))
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether the connection is sound, between two requests, and may be served further by somebody else."""
+        return self.ending in (Ending.SILENT, Ending.MOVED)
+
+    def close(self) -> None:
+        """Close the connection as its ending demands: by a reset, unless that could destroy a reply."""
+        with contextlib.suppress(OSError):
+            if self._is_tcp and self.ending in (Ending.MOVED, Ending.REFUSED):
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ORDERLY_CLOSE)
+            if self.ending is Ending.REFUSED:
+                self._drain()
+        self.sock.close()
+
+    def _drain(self) -> None:
+        """Read what the client still sends: to close with unread input would reset the connection under our reply."""
+        self.sock.shutdown(socket.SHUT_WR)
+        deadline = monotonic() + _DRAIN_TIME
+        for _ in range(_DRAIN_READS):
+            if not self.receive_until(deadline):
+                return

@@ -1,0 +1,485 @@
+"""The master: binds, forks, watches, reloads, stops. It never reads a byte that a client sent.
+
+Single-threaded and event-driven: one loop waits for signals, for messages of the workers, for parked connections
+and for the next time that something is due. Whatever can fail is tried on a new generation of workers first; the old
+one goes on until the new one has shown that it can serve.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import resource
+import select
+import selectors
+import signal
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from time import monotonic
+
+from setproctitle import getproctitle, setproctitle
+
+from prefork_socketmap.prefork import watchdog
+from prefork_socketmap.prefork.channel import Channel, Kind, Message
+from prefork_socketmap.prefork.generation import Generation, Plan
+from prefork_socketmap.prefork.limits import Limits
+from prefork_socketmap.prefork.listener import Endpoint, Listener
+from prefork_socketmap.prefork.parking import Lot
+from prefork_socketmap.prefork.pool import Child, Pool
+from prefork_socketmap.prefork.scoreboard import Scoreboard, State
+from prefork_socketmap.prefork.signals import Signals
+from prefork_socketmap.prefork.worker import LET_GO
+
+log = logging.getLogger("prefork_socketmap.master")
+
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGCHLD)
+_NEVER = float("inf")
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # between the attempts to start a worker that cannot start
+_CROWD_CHECK = 1.0
+_POLL_CHILDREN = 0.1  # where no signal tells of their end
+_RESERVED_DESCRIPTORS = 128  # of the limit: for listeners, channels, logs, and what the embedding program has open
+
+
+class StartError(Exception):
+    """The server cannot start; the text is the reason, complete."""
+
+
+class Observer:
+    """What the embedding program wants to know of the master's life. Called in the master's process."""
+
+    def ready(self, generation: int) -> None:
+        """The first generation serves."""
+
+    def reloading(self) -> None:
+        """A reload begins."""
+
+    def reloaded(self, generation: int, problem: str | None) -> None:
+        """A reload is over: *generation* serves now; *problem* is the reason when the reload was refused."""
+
+    def stopping(self) -> None:
+        """The server stops serving."""
+
+
+class Master:
+    """A server: listeners and the workers that accept from them.
+
+    *load* returns the plan of the next generation when HUP arrives; whatever it raises refuses the reload (None: the
+    same plan again, with new workers). *inherited* are listening sockets of somebody else, served beside the plan's.
+    *lifeline*: a socket whose end, when whoever holds the other side of it is gone, stops the server gracefully.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        load: Callable[[], Plan] | None = None,
+        observer: Observer | None = None,
+        inherited: Sequence[socket.socket] = (),
+        lifeline: socket.socket | None = None,
+    ) -> None:
+        self._plan = plan
+        self._load = load or (lambda: plan)
+        self._observer = observer or Observer()
+        self._inherited = [Listener(sock) for sock in inherited]
+        self._lifeline = lifeline
+        self._current: Generation | None = None
+        self._candidate: Generation | None = None
+        self._reload_wanted = False
+        self._stopping = False
+        self._kill_at = _NEVER
+        self._pause = _FIRST_PAUSE
+        self._paused_until = 0.0
+        self._due = 0.0
+        self.board = Scoreboard()
+        self._signals = Signals()
+        self._watched: list[Listener] = []
+
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        """Where the server listens, with the ports that the kernel chose."""
+        return [listener.endpoint for listener in self._current.listeners] if self._current else []
+
+    def run(self) -> None:
+        """Serve until TERM (graceful), INT or QUIT (at once) arrives. Raises StartError, or ListenError.
+
+        In the main thread it handles these signals and HUP; elsewhere only ``stop`` and ``kill`` end it.
+        """
+        self._has_signals = threading.current_thread() is threading.main_thread()
+        if self._has_signals:
+            self._signals.install(dict.fromkeys(_HANDLED))
+        self._room_to_park = _raise_descriptor_limit() - _RESERVED_DESCRIPTORS
+        inbox, workers_inbox = Channel.pair()
+        workers_lot, to_workers = Channel.pair()
+        self._inbox = inbox
+        self._lot = Lot(to_workers, self.board)
+        self._pool = Pool(self.board, workers_inbox, workers_lot, self._leave_to_child)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
+        self._selector.register(inbox, selectors.EVENT_READ, self._on_messages)
+        self._selector.register(self._lot, selectors.EVENT_READ, self._on_lot)
+        if self._lifeline:
+            self._selector.register(self._lifeline, selectors.EVENT_READ, self._on_end_of_lifeline)
+        title = getproctitle()
+        gc.freeze()  # workers share the pages of what exists now for as long as nobody's collector touches them
+        try:
+            self._try_plan(self._plan)
+            self._loop()
+        finally:
+            gc.unfreeze()
+            self._close([inbox, workers_inbox, workers_lot, to_workers])
+            setproctitle(title)
+
+    def stop(self) -> None:
+        """Stop gracefully. May be called from any thread and from a signal handler."""
+        self._signals.send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Stop at once. May be called from any thread and from a signal handler."""
+        self._signals.send(signal.SIGQUIT)
+
+    def reload(self) -> None:
+        """Replace the workers by a new generation. May be called from any thread and from a signal handler."""
+        self._signals.send(signal.SIGHUP)
+
+    # The loop.
+
+    def _loop(self) -> None:
+        while not (self._stopping and not self._pool.children):
+            longest = _NEVER if self._has_signals else _POLL_CHILDREN
+            left = min(max(self._due - monotonic(), 0.0), longest)
+            events = self._selector.select(None if left == _NEVER else left)
+            for key, _ in events:
+                key.data()
+            if not self._has_signals:
+                self._reap()
+            if monotonic() >= self._due:
+                self._do_what_is_due(monotonic())
+
+    def _do_what_is_due(self, now: float) -> None:
+        """Do all that depends on the time; each duty says when it wants to be done again."""
+        limits = self._limits
+        self._due = min(
+            watchdog.check(self._pool.children.values(), limits.lookup_timeout, now),
+            self._replenish(now),
+            self._shrink(now),
+            self._thin_out(now),
+            self._lot.expire(limits.park_timeout, now) if limits.park_timeout else _NEVER,
+            self._kill_stragglers(now),
+        )
+
+    @property
+    def _limits(self) -> Limits:
+        return (self._current.plan if self._current else self._plan).limits
+
+    def _on_signals(self) -> None:
+        actions = {
+            signal.SIGCHLD: self._reap,
+            signal.SIGHUP: self._begin_reload,
+            signal.SIGTERM: self._begin_stop,
+            signal.SIGINT: self._stop_at_once,
+            signal.SIGQUIT: self._stop_at_once,
+        }
+        for number in self._signals.take():
+            actions[signal.Signals(number)]()
+        self._due = 0.0
+
+    def _on_messages(self) -> None:
+        while message := self._inbox.receive():
+            if message.connection:
+                self._park(message.connection)
+            else:
+                self._hear(message)
+
+    def _hear(self, message: Message) -> None:
+        child = self._pool.children.get(message.pid)
+        self._due = 0.0
+        if message.kind is Kind.SPARE:
+            self._relieve()
+        elif child and message.kind is Kind.READY:
+            self._on_ready(child)
+        elif child and message.kind is Kind.FAILED:
+            self._on_failure(child, message.text)
+
+    # Starting, and reloading.
+
+    def _begin_reload(self) -> None:
+        if self._stopping:
+            return
+        if self._candidate:
+            self._reload_wanted = True  # the file may have changed after the candidate's was read
+            return
+        log.info("reloading")
+        self._tell(self._observer.reloading)
+        try:
+            self._try_plan(self._load())
+        except Exception as error:  # noqa: BLE001 - whatever it is, the old generation goes on
+            self._refuse(str(error))
+
+    def _try_plan(self, plan: Plan) -> None:
+        """Bind what *plan* needs and start one worker, which has to prove that it can serve."""
+        current = self._current
+        number = current.number + 1 if current else 1
+        existing = current.listeners if current else self._inherited
+        candidate = Generation(number, plan, existing, self._inherited)
+        try:
+            self._pool.fork(candidate)
+        except OSError:
+            candidate.abandon()
+            raise
+        self._candidate = candidate
+
+    def _on_ready(self, child: Child) -> None:
+        child.ready = True
+        self._pause = _FIRST_PAUSE
+        if child.generation is self._candidate:
+            self._commit(self._candidate)
+
+    def _on_failure(self, child: Child, reason: str) -> None:
+        """Hear why a worker cannot start."""
+        child.killed = True  # its end is explained
+        if child.generation is self._candidate:
+            self._refuse(reason)
+        else:
+            log.error("worker %d cannot start: %s", child.pid, reason)
+            self._throttle()
+
+    def _commit(self, candidate: Generation) -> None:
+        """The new generation can serve: let it, and retire the old one."""
+        previous, self._current, self._candidate = self._current, candidate, None
+        candidate.commit()
+        setproctitle(f"{candidate.plan.title}: master")
+        self._paused_until = 0.0
+        self._replenish(monotonic())
+        if previous is None:
+            log.info("serving %s", ", ".join(map(str, self.endpoints)))
+            self._tell(lambda: self._observer.ready(candidate.number))
+            return
+        self._unwatch_listeners()
+        for listener in previous.listeners:
+            if listener not in candidate.listeners:
+                listener.close(unlink=True)
+        for child in self._pool.of(previous):
+            child.retire()
+        log.info("reloaded: generation %d serves %s", candidate.number, ", ".join(map(str, self.endpoints)))
+        self._tell(lambda: self._observer.reloaded(candidate.number, None))
+        self._reload_again()
+
+    def _refuse(self, reason: str) -> None:
+        """The new generation cannot serve: leave everything as it was."""
+        candidate, self._candidate = self._candidate, None
+        if candidate:
+            candidate.abandon()
+            for child in self._pool.of(candidate):
+                child.retire()
+        if self._current is None:
+            raise StartError(reason)
+        log.error("reload refused, generation %d goes on: %s", self._current.number, reason)
+        number = self._current.number
+        self._tell(lambda: self._observer.reloaded(number, reason))
+        self._reload_again()
+
+    def _reload_again(self) -> None:
+        if self._reload_wanted:
+            self._reload_wanted = False
+            self._begin_reload()
+
+    # The number of workers.
+
+    def _replenish(self, now: float) -> float:
+        """Fork what is missing: enough for min_spare idle workers, within process_limit. Return when to try again."""
+        if self._stopping or not self._current:
+            return _NEVER
+        if now < self._paused_until:
+            self.board.full = True
+            return self._paused_until
+        limits = self._limits
+        alive = self._pool.of(self._current)
+        room = limits.process_limit - len(alive)
+        spare = sum(child.row.state in (State.IDLE, State.STARTING) for child in alive)
+        missing = max(min(limits.min_spare - spare, room), 0)
+        self.board.full = missing == room
+        try:
+            for _ in range(missing):
+                self._pool.fork(self._current)
+        except OSError as error:
+            log.error("cannot fork: %s", error)
+            self._throttle()
+        return _NEVER
+
+    def _throttle(self) -> None:
+        """Pause before the next attempt to start a worker, each time longer: never a tight loop of failing starts."""
+        self._paused_until = monotonic() + self._pause
+        log.warning("no worker is started for %g s", self._pause)
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        self._due = 0.0
+
+    def _shrink(self, now: float) -> float:
+        """Let idle workers leave that are not needed. Return when the next one may be."""
+        limits = self._limits
+        if self._stopping or not limits.max_idle:
+            return _NEVER
+        idle = [child for child in self._pool.of(self._current) if child.row.state is State.IDLE]
+        idle.sort(key=lambda child: child.row.since)
+        for child in idle[: max(len(idle) - limits.min_spare, 0)]:
+            if now < child.row.since + limits.max_idle:
+                return child.row.since + limits.max_idle
+            child.retire()
+        return now + limits.max_idle
+
+    def _relieve(self) -> None:
+        """See to it that whoever comes next finds a worker: start some or, at the limit, look out for the crowd."""
+        self._replenish(monotonic())
+        if not self.board.full or self.board.crowded or self.board.count(State.IDLE):
+            return
+        if self._somebody_waits():
+            self._crowd()
+        else:
+            self._watch_listeners()
+
+    def _crowd(self) -> None:
+        """There are more connections than workers can be: let nobody wait for a silent client."""
+        self.board.crowded = True
+        for child in self._pool.children.values():
+            if child.row.state is State.WAITING:
+                child.send(LET_GO)
+        self._due = min(self._due, monotonic() + _CROWD_CHECK)
+
+    def _thin_out(self, now: float) -> float:
+        """End the crowding when there is a worker for each connection again. Return when to look next."""
+        board = self.board
+        if not board.crowded:
+            return _NEVER
+        if board.connections + self._lot.under_way <= self._limits.process_limit and not self._somebody_waits():
+            board.crowded = False
+            self._relieve()
+        return now + _CROWD_CHECK
+
+    def _somebody_waits(self) -> bool:
+        """Whether a connection is waiting for a worker, as a new one or as one that was parked."""
+        poll = select.poll()
+        for listener in self._current.listeners if self._current else ():
+            poll.register(listener.sock, select.POLLIN)
+        return self._lot.under_way > 0 or bool(poll.poll(0))
+
+    def _watch_listeners(self) -> None:
+        """Be told of the next connection. Workers that are all busy cannot tell."""
+        if not self._watched and self._current and not self._stopping:
+            self._watched = self._current.listeners
+            for listener in self._watched:
+                self._selector.register(listener.sock, selectors.EVENT_READ, self._on_connection)
+
+    def _unwatch_listeners(self) -> None:
+        for listener in self._watched:
+            self._selector.unregister(listener.sock)
+        self._watched = []
+
+    def _on_connection(self) -> None:
+        self._unwatch_listeners()
+        self._relieve()
+
+    def _reap(self) -> None:
+        self._on_messages()  # the last words of those that have ended
+        for child, status in self._pool.reap():
+            if status == 0 or child.killed or self._stopping:
+                continue
+            ending = f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
+            if child.ready:
+                log.warning("worker %d %s; it is replaced", child.pid, ending)
+            else:
+                self._on_failure(child, f"worker {child.pid} {ending} before it was ready")
+        if self._candidate and not self._stopping and not self._pool.of(self._candidate):
+            self._refuse("the new worker did not become ready")
+        self._due = 0.0
+
+    # Parked connections.
+
+    def _on_lot(self) -> None:
+        self._lot.work()
+        if self.board.full and not self.board.crowded:
+            self._relieve()
+
+    def _park(self, connection: socket.socket) -> None:
+        if self._stopping or not self._limits.park_timeout:
+            connection.close()
+        else:
+            self._lot.park(connection, self._limits.max_parked or self._room_to_park)
+            self._due = min(self._due, monotonic() + self._limits.park_timeout)
+
+    # The end.
+
+    def _begin_stop(self) -> None:
+        if self._stopping:
+            return
+        log.info("stopping")
+        self._stopping = True
+        self.board.stopping = True
+        self._tell(self._observer.stopping)
+        self._kill_at = monotonic() + (self._limits.stop_timeout or _NEVER)
+        self._close_listeners()
+        self._lot.close_all()
+        for child in self._pool.children.values():
+            child.retire()
+
+    def _on_end_of_lifeline(self) -> None:
+        self._selector.unregister(self._lifeline)  # type: ignore[arg-type]
+        self._begin_stop()
+
+    def _stop_at_once(self) -> None:
+        self._begin_stop()
+        self._pool.kill()
+
+    def _kill_stragglers(self, now: float) -> float:
+        if now < self._kill_at:
+            return self._kill_at
+        log.error("%d workers have not finished within stop_timeout and are killed", len(self._pool.children))
+        self._pool.kill()
+        self._kill_at = _NEVER
+        return _NEVER
+
+    def _close_listeners(self) -> None:
+        self._unwatch_listeners()
+        for generation in (self._current, self._candidate):
+            for listener in generation.listeners if generation else ():
+                listener.close(unlink=True)
+
+    def _close(self, channels: list[Channel]) -> None:
+        """Leave nothing behind: no process, no socket file, no descriptor."""
+        self._close_listeners()
+        for listener in self._inherited:
+            listener.close()
+        self._pool.kill()
+        for child in self._pool.children.values():
+            with contextlib.suppress(ChildProcessError):
+                child.wait()
+        self._lot.close_all()
+        self._lot.forget()
+        for channel in channels:
+            channel.close()
+        self._selector.close()
+        self._signals.close()
+
+    def _leave_to_child(self) -> None:
+        """In a new worker: close what is the master's alone."""
+        self._signals.close()
+        self._selector.close()
+        self._inbox.close()
+        self._lot.forget()
+
+    def _tell(self, event: Callable[[], None]) -> None:
+        """Tell the observer. What goes wrong there is no reason to stop serving."""
+        try:
+            event()
+        except Exception:
+            log.exception("after-effects of a change of state are incomplete")
+
+
+def _raise_descriptor_limit() -> int:
+    """Raise this process's limit of descriptors as far as it goes, and return it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            return hard
+    return soft

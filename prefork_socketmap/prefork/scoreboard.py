@@ -1,0 +1,203 @@
+"""The scoreboard: shared memory in which each worker writes what it is doing, and from which everybody reads.
+
+A worker writes its own row with plain stores, no system call and no lock. That is sound because every cell has one
+writer and is an aligned machine word; a reader may see a row between two stores, never half a number. It is sized
+for the largest process_limit: pages that nobody touches cost nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+import mmap
+from time import monotonic
+
+MAX_SLOTS = 20000  # twice the largest process_limit: during a reload two generations stand side by side
+
+_HEADER_SIZE = 4096
+_ROW_SIZE = 128
+_ROW_WORDS = _ROW_SIZE // 8
+_STATES = _HEADER_SIZE
+_ROWS = _HEADER_SIZE + (MAX_SLOTS // 4096 + 1) * 4096
+_SIZE = _ROWS + MAX_SLOTS * _ROW_SIZE
+
+# Words of the header.
+_SLOTS, _FULL, _CROWDED, _STOPPING, _PARKED = range(5)
+# Words of a row. Times are CLOCK_MONOTONIC seconds; 0.0: none.
+_PID, _GENERATION, _SINCE, _JOB_STARTED, _JOBS, _CONNECTIONS, _TAKEN, _REFUSED = range(8)
+
+
+class State(enum.IntEnum):
+    """What a worker is doing."""
+
+    FREE = 0  # no worker in this slot
+    STARTING = 1
+    IDLE = 2  # waits for a connection
+    BUSY = 3  # serves a connection
+    WAITING = 4  # holds a connection that is silent
+    LEAVING = 5
+
+
+class Scoreboard:
+    """The memory, and the few numbers in it that concern everybody. Made by the master before it forks."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, _SIZE)
+        view = memoryview(self._memory)
+        self.states = view[_STATES : _STATES + MAX_SLOTS]
+        self.words = view.cast("Q")
+        self.times = view.cast("d")
+
+    @property
+    def full(self) -> bool:
+        """Whether no more workers can be started."""
+        return bool(self.words[_FULL])
+
+    @full.setter
+    def full(self, value: bool) -> None:
+        self.words[_FULL] = value
+
+    @property
+    def crowded(self) -> bool:
+        """Whether there are more connections than workers can be: then nobody waits for a silent client."""
+        return bool(self.words[_CROWDED])
+
+    @crowded.setter
+    def crowded(self, value: bool) -> None:
+        self.words[_CROWDED] = value
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the server is stopping: then connections are closed, not parked."""
+        return bool(self.words[_STOPPING])
+
+    @stopping.setter
+    def stopping(self, value: bool) -> None:
+        self.words[_STOPPING] = value
+
+    @property
+    def parked(self) -> int:
+        """How many connections are parked."""
+        return self.words[_PARKED]
+
+    @parked.setter
+    def parked(self, value: int) -> None:
+        self.words[_PARKED] = value
+
+    @property
+    def connections(self) -> int:
+        """How many connections there are, in workers and parked."""
+        states = bytes(self.states[: self.words[_SLOTS]])
+        return states.count(State.BUSY) + states.count(State.WAITING) + self.parked
+
+    def count(self, state: State) -> int:
+        """Return how many workers are in *state*."""
+        return bytes(self.states[: self.words[_SLOTS]]).count(state)
+
+    def rows(self) -> list[Row]:
+        """Return the rows of all slots that have ever been used."""
+        return [Row(self, slot) for slot in range(self.words[_SLOTS])]
+
+    def claim(self, generation: int) -> Row:
+        """Take the first free slot for a new worker. Called by the master alone."""
+        used = bytes(self.states[: self.words[_SLOTS]])
+        slot = used.find(State.FREE)
+        if slot < 0:
+            slot = len(used)
+            self.words[_SLOTS] = slot + 1
+        row = Row(self, slot)
+        row.begin(generation)
+        return row
+
+
+class Row:
+    """One worker's row. The worker writes it; the master writes it only before the fork and after the end."""
+
+    def __init__(self, board: Scoreboard, slot: int) -> None:
+        self.slot = slot
+        self._board = board
+        self._words = board.words
+        self._times = board.times
+        self._base = (_ROWS + slot * _ROW_SIZE) // 8
+        self._job_started = self._base + _JOB_STARTED
+        self._jobs = self._base + _JOBS
+
+    def begin(self, generation: int) -> None:
+        """Start a new life in this slot. The counters of jobs and connections go on."""
+        self._words[self._base + _GENERATION] = generation
+        self._times[self._job_started] = 0.0
+        self.set_state(State.STARTING)
+
+    def end(self) -> None:
+        """Free the slot."""
+        self._words[self._base + _PID] = 0
+        self.set_state(State.FREE)
+
+    @property
+    def pid(self) -> int:
+        """The worker's process id."""
+        return self._words[self._base + _PID]
+
+    @pid.setter
+    def pid(self, value: int) -> None:
+        self._words[self._base + _PID] = value
+
+    @property
+    def state(self) -> State:
+        """What the worker is doing."""
+        return State(self._board.states[self.slot])
+
+    def set_state(self, state: State) -> None:
+        """Enter *state*, now."""
+        self._times[self._base + _SINCE] = monotonic()
+        self._board.states[self.slot] = state
+
+    @property
+    def since(self) -> float:
+        """When the worker entered its state."""
+        return self._times[self._base + _SINCE]
+
+    @property
+    def job_started(self) -> float:
+        """When the job under way began; 0.0 when there is none."""
+        return self._times[self._job_started]
+
+    @property
+    def jobs(self) -> int:
+        """How many jobs workers in this slot have begun, ever."""
+        return self._words[self._jobs]
+
+    def job_begins(self) -> None:
+        """Note that a job begins: from now on it may be interrupted when it takes too long."""
+        self._words[self._jobs] += 1
+        self._times[self._job_started] = monotonic()
+
+    def job_ends(self) -> None:
+        """Note that the job is over."""
+        self._times[self._job_started] = 0.0
+
+    @property
+    def connections(self) -> int:
+        """How many connections workers in this slot have taken, ever; a parked one counts each time."""
+        return self._words[self._base + _CONNECTIONS]
+
+    @property
+    def taken(self) -> int:
+        """How many of the connections came from the lot."""
+        return self._words[self._base + _TAKEN]
+
+    @property
+    def refused(self) -> int:
+        """How many connections workers in this slot have refused, ever."""
+        return self._words[self._base + _REFUSED]
+
+    def count_connection(self) -> None:
+        """Count a connection."""
+        self._words[self._base + _CONNECTIONS] += 1
+
+    def count_taken(self) -> None:
+        """Count a connection that came from the lot."""
+        self._words[self._base + _TAKEN] += 1
+
+    def count_refused(self) -> None:
+        """Count a connection that was refused."""
+        self._words[self._base + _REFUSED] += 1

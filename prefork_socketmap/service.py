@@ -1,0 +1,143 @@
+"""One connection: read a request, look it up, write the reply. Here the protocol, the process model and maps meet.
+
+Every row of the reply table is in this file: what a lookup may return or raise, what a client may send, and what the
+client gets for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from time import monotonic
+
+from prefork_socketmap.config import Config
+from prefork_socketmap.prefork.connection import Connection, Ending
+from prefork_socketmap.prefork.worker import Overdue
+from prefork_socketmap.socketmap import netstring
+from prefork_socketmap.socketmap.messages import (
+    InvalidReplyError,
+    MalformedRequestError,
+    Reply,
+    ReplyTooLargeError,
+    Request,
+    Status,
+    to_text,
+)
+
+Answer = Reply | str | None
+"""What a lookup returns: a str is the value of an OK, None means not found."""
+Lookup = Callable[[str], Answer]
+DefaultLookup = Callable[[str, str], Answer]
+
+log = logging.getLogger("prefork_socketmap.worker")
+lookups = logging.getLogger("prefork_socketmap.worker.lookups")
+
+_MALFORMED = Reply.perm_fail("malformed request")
+_NO_SUCH_MAP = Reply.temp_fail("the lookup map does not exist")
+_FAILED = Reply.temp_fail("lookup failed")
+_TIMED_OUT = Reply.timeout("lookup timed out")
+_TOO_LARGE = Reply.temp_fail("reply too large")
+_INVALID = Reply.temp_fail("invalid reply")
+
+
+class Service:
+    """Answers lookups from *maps*, by name, and from *default* for any other name.
+
+    ``service(connection)`` serves one connection and returns when it has ended or has to be let go of. With
+    *log_lookups* each lookup is logged on a line of its own.
+    """
+
+    def __init__(
+        self,
+        maps: Mapping[str, Lookup],
+        default: DefaultLookup | None,
+        config: Config,
+        *,
+        log_lookups: bool = False,
+    ) -> None:
+        self._maps = maps
+        self._default = default
+        self._max_request_size = config.max_request_size
+        self._max_reply_size = config.max_reply_size
+        self._read_timeout = config.read_timeout or float("inf")
+        self._write_timeout = config.write_timeout
+        self._log_lookups = log_lookups
+
+    def __call__(self, connection: Connection) -> None:
+        """Answer the requests on *connection*, in order, until it ends."""
+        decoder = netstring.Decoder(self._max_request_size)
+        deadline = None
+        while data := connection.receive_until(deadline) if deadline else connection.await_request():
+            decoder.feed(data)
+            try:
+                while (payload := decoder.next()) is not None:
+                    deadline = None
+                    reply = netstring.encode(self._answer(payload, connection))
+                    if not connection.send(reply, self._write_timeout):
+                        return
+            except netstring.FramingError as error:
+                self._refuse(connection, error)
+                return
+            if decoder.pending:
+                deadline = deadline or monotonic() + self._read_timeout
+
+    def _refuse(self, connection: Connection, error: netstring.FramingError) -> None:
+        log.warning("%s: malformed request: %s", connection.client, error)
+        if connection.send(netstring.encode(_MALFORMED.encode()), self._write_timeout):
+            connection.ending = Ending.REFUSED
+
+    def _answer(self, payload: bytes, connection: Connection) -> bytes:
+        """Return the payload of the reply to a request's payload."""
+        try:
+            name, key = Request.decode(payload)
+        except MalformedRequestError as error:
+            log.warning("%s: malformed request: %s", connection.client, error)
+            return _MALFORMED.encode()
+        began = monotonic() if self._log_lookups else 0.0
+        payload = self._encode(name, key, self._look_up(name, key, connection))
+        if self._log_lookups:
+            status, time = to_text(payload.partition(b" ")[0]), monotonic() - began
+            lookups.info(
+                "map=%r, key=%r, status=%s, time=%.6f, client=%s", name, key, status, time, connection.client
+            )
+        return payload
+
+    def _encode(self, name: str, key: str, answer: Answer) -> bytes:
+        """Return the payload for *answer*, or for the error that it is."""
+        try:
+            return _to_reply(answer).encode(self._max_reply_size)
+        except ReplyTooLargeError as error:
+            log.error("map %r, key %r: %s", name, key, error)
+            return _TOO_LARGE.encode()
+        except InvalidReplyError as error:
+            log.error("map %r, key %r: the map returned %s", name, key, error)
+            return _INVALID.encode()
+
+    def _look_up(self, name: str, key: str, connection: Connection) -> Answer:
+        """Return what the map says of *key*; whatever goes wrong in it becomes a reply."""
+        try:
+            try:
+                connection.job_begins()
+                lookup = self._maps.get(name)
+                if lookup is not None:
+                    return lookup(key)
+                return self._default(name, key) if self._default else _NO_SUCH_MAP
+            finally:
+                connection.job_ends()
+        except (TimeoutError, Overdue):
+            connection.job_ends()  # again: the interruption may have hit right before the first time
+            log.warning("map %r, key %r: lookup timed out", name, key)
+            return _TIMED_OUT
+        except BaseException:  # a SystemExit, too, is the lookup's failure, and no reason for the worker to go
+            log.exception("map %r, key %r: lookup failed", name, key)
+            return _FAILED
+
+
+def _to_reply(answer: Answer) -> Reply:
+    if answer is None:
+        return Reply.not_found()
+    if isinstance(answer, Reply):
+        return answer
+    if isinstance(answer, str):
+        return Reply(Status.OK, answer)
+    raise InvalidReplyError(f"{type(answer).__name__}; return a str, a Reply, or None for 'not found'")
