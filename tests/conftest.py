@@ -1,0 +1,11 @@
+"""Where the fixtures come from that more than one directory of tests uses."""
+
+from __future__ import annotations
+
+pytest_plugins = [
+    "tests.integration.servers.httpd",
+    "tests.integration.servers.mariadb",
+    "tests.integration.servers.postgresql",
+    "tests.integration.servers.redis",
+    "tests.integration.servers.slapd",
+]

@@ -1,0 +1,1 @@
+"""Tests against the real programs: Postfix, and the servers that maps ask."""

@@ -1,0 +1,65 @@
+"""A small HTTP and HTTPS server, stdlib alone: ``http_program.py PORT TLS_PORT CERTIFICATE KEY``.
+
+What it answers is told by the path, so that it needs no state. A program of its own, so that it can be stopped and
+frozen as the other servers can.
+"""
+
+from __future__ import annotations
+
+import ssl
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers by the path.
+
+    - ``/status/CODE``: that status, with the body "failed".
+    - ``/header/NAME``: what the client sent in that header.
+    - ``/body?text=TEXT``: TEXT.
+    - ``/once?...``: the same, and the connection is closed without a word about it.
+    - ``/target``: the request's target as it came.
+    - ``/alias/KEY``: the address that is known for KEY, or 404.
+    """
+
+    protocol_version = "HTTP/1.1"
+    aliases = {"info@example.com": "staff@example.net", "two words": "2", "a/b": "slash"}  # noqa: RUF012
+
+    def do_GET(self) -> None:
+        """Answer."""
+        path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
+        kind, _, rest = path.lstrip("/").partition("/")
+        if kind == "status":
+            self._answer(int(rest), "failed")
+        elif kind == "header":
+            self._answer(200, self.headers.get(rest, ""))
+        elif kind in ("body", "once"):
+            self._answer(200, query.get("text", [""])[0])
+            self.close_connection = kind == "once"
+        elif unquote(rest) in self.aliases:
+            self._answer(200, self.aliases[unquote(rest)] + "\n")
+        else:
+            self._answer(404, self.path)
+
+    def _answer(self, status: int, text: str) -> None:
+        body = text.encode()
+        self.send_response(status)
+        self.send_header("Location", "/alias/info@example.com")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def _main(port: str, tls_port: str, certificate: str, key: str) -> None:
+    secure = ThreadingHTTPServer(("127.0.0.1", int(tls_port)), Handler)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    secure.socket = context.wrap_socket(secure.socket, server_side=True)
+    threading.Thread(target=secure.serve_forever, daemon=True).start()
+    ThreadingHTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
