@@ -1,0 +1,164 @@
+"""A private Postfix: its own configuration, queue, log and port in one directory. The system's is left alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import smtplib
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+
+from tests.integration.servers.process import free_port, program, unavailable
+from tests.waiting import eventually
+
+_MAIN = {
+    "compatibility_level": "3.6",
+    "mail_owner": "postfix",
+    "setgid_group": "postdrop",
+    "myhostname": "mail.example.test",
+    "inet_interfaces": "127.0.0.1",
+    "inet_protocols": "ipv4",
+    "disable_dns_lookups": "yes",
+    "smtpd_peername_lookup": "no",
+    "smtpd_client_connection_count_limit": "0",
+    "smtpd_relay_restrictions": "permit_mynetworks, reject_unauth_destination",
+    # Nobody is local and nobody may relay, unless the test says so; mail for a virtual mailbox is thrown away.
+    "mynetworks": "",
+    "mydestination": "",
+    "alias_maps": "",
+    "alias_database": "",
+    "virtual_alias_domains": "",
+    "virtual_transport": "discard:",
+    # A Postfix that does not get its own way at once shall not make a test wait.
+    "smtpd_error_sleep_time": "0",
+    "notify_classes": "",
+}
+
+# master(5), none of them chrooted: unix: sockets are where main.cf says.
+_MASTER = """\
+127.0.0.1:{port} inet n - n - - smtpd
+cleanup  unix n - n - 0 cleanup
+qmgr     unix n - n 300 1 qmgr
+rewrite  unix - - n - - trivial-rewrite
+proxymap unix - - n - - proxymap
+bounce   unix - - n - 0 bounce
+defer    unix - - n - 0 bounce
+trace    unix - - n - 0 bounce
+smtp     unix - - n - - smtp
+discard  unix - - n - - discard
+error    unix - - n - - error
+retry    unix - - n - - error
+showq    unix n - n - - showq
+postlog  unix-dgram n - n - 1 postlogd
+"""
+
+
+class Postfix:
+    """A Postfix of its own, set up when it is made and started by ``start``. ``close`` stops and removes it.
+
+    *main* are main.cf's parameters beyond those that every instance needs. *master* are more lines of master.cf.
+    """
+
+    def __init__(self, main: Mapping[str, str], master: Iterable[str] = ()) -> None:
+        self._postfix = program("postfix", "postfix")
+        if os.geteuid() != 0:
+            unavailable("only root can start Postfix: run the tests as root")
+        self.port = free_port()
+        # Not pytest's directory: Postfix's processes, which run as user postfix, could not get into that.
+        self.directory = Path(tempfile.mkdtemp(prefix="socketmap-postfix-"))
+        self.directory.chmod(0o755)
+        self._etc = self.directory / "etc"
+        self._log = self.directory / "mail.log"
+        self._log.touch()
+        self._configure(main, master)
+
+    def _configure(self, main: Mapping[str, str], master: Iterable[str]) -> None:
+        for name in ("etc", "queue", "data"):
+            (self.directory / name).mkdir()
+        shutil.chown(self.directory / "data", "postfix")
+        places = {
+            "queue_directory": f"{self.directory}/queue",
+            "data_directory": f"{self.directory}/data",
+            "maillog_file": str(self._log),
+            "maillog_file_prefixes": str(self.directory),
+        }
+        parameters = _MAIN | places | dict(main)
+        (self._etc / "main.cf").write_text("".join(f"{name} = {value}\n" for name, value in parameters.items()))
+        lines = "".join(f"{line}\n" for line in master)
+        (self._etc / "master.cf").write_text(_MASTER.format(port=self.port) + lines)
+
+    def start(self) -> None:
+        """Start Postfix; its port is open when this returns."""
+        self._run(self._postfix, "-c", self._etc, "start")
+
+    def reload(self) -> None:
+        """Let new processes, with empty caches, take over."""
+        self._run(self._postfix, "-c", self._etc, "reload")
+
+    def smtp(self) -> smtplib.SMTP:
+        """Return an SMTP session with smtpd, which is a context manager; EHLO is said."""
+        # The longest that Postfix waits for a lookup is 100 s.
+        session = smtplib.SMTP("127.0.0.1", self.port, local_hostname="client.example.test", timeout=150)
+        session.ehlo()
+        return session
+
+    def postmap(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        """Run postmap(1) with *arguments*; Postfix need not be started. The result has its output as bytes."""
+        command = [program("postmap", "postfix"), "-c", str(self._etc), *arguments]
+        return subprocess.run(command, input=stdin, capture_output=True, check=False, timeout=150)
+
+    def log(self) -> str:
+        """Return the mail log so far."""
+        return self._log.read_text(errors="replace")
+
+    def logged(self, *texts: str, within: float = 30) -> str:
+        """Wait for a line of the mail log that has all *texts*, and return it."""
+
+        def line() -> str:
+            found = next((line for line in self.log().splitlines() if all(text in line for text in texts)), "")
+            assert found, f"no line with {texts} in\n{self.log()}"
+            return found
+
+        return eventually(line, within)
+
+    def queue(self) -> str:
+        """Return what postqueue(1) lists; nothing when the queue is empty."""
+        return self._run(program("postqueue", "postfix"), "-c", self._etc, "-j")
+
+    def close(self) -> None:
+        """Stop Postfix and remove everything."""
+        with contextlib.suppress(FileNotFoundError):
+            master = int((self.directory / "queue/pid/master.pid").read_text())
+            with contextlib.suppress(ProcessLookupError):
+                # It is the leader of a group, and on TERM passes the signal on to all of it.
+                os.kill(master, signal.SIGTERM)
+            eventually(lambda: not _is_running(master), what="Postfix is gone")
+        shutil.rmtree(self.directory)
+
+    def __enter__(self) -> Postfix:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, *command: str | Path) -> str:
+        done = subprocess.run(command, capture_output=True, check=False, text=True, timeout=60)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}{self.log()}"
+        return done.stdout
+
+
+def _is_running(group: int) -> bool:
+    """Whether a process of *group* runs. One that has ended may stay a zombie: nobody here can wait for it."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, process_group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(process_group) == group and state != "Z":
+                return True
+    return False
