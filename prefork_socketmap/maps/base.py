@@ -2,6 +2,8 @@
 
 A lookup folds the key, asks the cache, tries the keys that ``search`` tells, one after the other, gives each to the
 type's ``find``, and makes a reply of what comes back. Every type has these settings, so every type has them alike.
+
+The logger's debug lines tell each key that was tried, what was found, and how long it took.
 """
 
 from __future__ import annotations
@@ -11,14 +13,17 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from prefork_socketmap import settings
-from prefork_socketmap.maps import template
+from prefork_socketmap.maps import search, template
 from prefork_socketmap.maps.ratelimit import RateLimitedLogger
 from prefork_socketmap.maps.setting import read_table, setting
 from prefork_socketmap.maps.template import Address, Template
 from prefork_socketmap.socketmap.messages import Reply
+
+if TYPE_CHECKING:
+    from prefork_socketmap.maps.cache import Cache
 
 log = logging.getLogger("prefork_socketmap.worker.maps")
 
@@ -29,6 +34,10 @@ class LookupFailedError(Exception):
     def __init__(self, reply: Reply) -> None:
         super().__init__(reply.text)
         self.reply = reply
+
+
+def _order(key: str, value: object) -> str:
+    return settings.choice(key, value, search.ORDERS)
 
 
 class Map(abc.ABC):
@@ -49,9 +58,25 @@ class Map(abc.ABC):
     """The most results of one lookup; more is an error. 0: no limit."""
     domain = setting(settings.texts, ())
     """Domains; when there are any, only addresses in them, with a local part, are looked up."""
+    search = setting(_order, "exact")
+    """Which keys are tried: the order of which of Postfix's tables (see ``search.ORDERS``)."""
+    recipient_delimiter = setting(settings.text, "")
+    """Characters that separate an address extension; "recipient_delimiter" in postconf(5)."""
+    local_domains = setting(settings.texts, ())
+    """Domains whose users are also tried without the domain, with ``search = "address"``."""
+    propagate_extension = setting(settings.boolean, False)
+    """Whether an extension that the key found lacks is added to the addresses that are the result."""
+    cache_ttl = setting(settings.seconds, 0.0)
+    """How long an answer is remembered."""
+    negative_cache_ttl = setting(settings.seconds, 0.0)
+    """How long "not found" is remembered."""
+    cache_size = setting(settings.count, 10000)
+    """The most answers that are remembered."""
+    stale_ttl = setting(settings.seconds, 0.0)
+    """How long, after it is fresh no more, an answer is still given when a new lookup fails."""
 
     takes_any_key: ClassVar[bool] = False
-    """Whether ``find`` is also given keys that are no text: not UTF-8, or with a NUL.
+    """Whether ``find`` is also given keys that are no text: empty, not UTF-8, or with a NUL.
 
     By default such a key is not found, as in Postfix's own tables; no database has it, and some fail on it.
     """
@@ -67,11 +92,20 @@ class Map(abc.ABC):
             *(value.needs_of_key for value in vars(self).values() if isinstance(value, Template))
         )
         self._domains = frozenset(domain.casefold() for domain in self.domain)
+        self._candidates = search.ORDERS[self.search]
+        self._rules = search.Rules(
+            self.recipient_delimiter, frozenset(domain.casefold() for domain in self.local_domains)
+        )
+        self._require_address_search()
+        self.cache = self._make_cache()
         self._opened = False
-        self.complaints = RateLimitedLogger(log)
+        self.complaints = RateLimitedLogger(log, f"map {name}: ")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
+
+    def link(self, maps: Mapping[str, Map]) -> None:  # noqa: B027 - most types know of no other map
+        """Find other maps of the configuration that this one needs, before any is opened. Raises SettingError."""
 
     def open(self) -> None:
         """Acquire what lookups need, once. Raises what the type's ``prepare`` raises."""
@@ -91,7 +125,7 @@ class Map(abc.ABC):
             # Not lower(): Postfix folds "ß" to "ss" and the Kelvin sign to "k", too.
             key = key.casefold()
         try:
-            return self._search(key)
+            return self._search(key) if self.cache is None else self.cache.get(key)
         except LookupFailedError as failure:
             return failure.reply
 
@@ -109,9 +143,40 @@ class Map(abc.ABC):
     def release(self) -> None:  # noqa: B027
         """Let go of what ``prepare`` acquired."""
 
+    def _require_address_search(self) -> None:
+        if self.search == "address":
+            return
+        for key in ("local_domains", "propagate_extension"):
+            if getattr(self, key):
+                raise settings.SettingError(f"maps.{self.name}.{key}", 'goes with search = "address" only')
+
+    def _make_cache(self) -> Cache | None:
+        if not self.cache_size or not (self.cache_ttl or self.negative_cache_ttl or self.stale_ttl):
+            return None
+        try:
+            # Imported only here: who configures no cache needs no cachetools.
+            from prefork_socketmap.maps.cache import Cache
+        except ModuleNotFoundError as error:
+            problem = f"a cache needs the Python module {error.name}; install prefork-socketmap[cache]"
+            raise settings.SettingError(f"maps.{self.name}.cache_ttl", problem) from error
+        return Cache(
+            self._search,
+            self.complaints,
+            size=self.cache_size,
+            ttl=self.cache_ttl,
+            negative_ttl=self.negative_cache_ttl,
+            stale_ttl=self.stale_ttl,
+        )
+
     def _search(self, key: str) -> Reply:
-        values = self._find(key)
-        return Reply.ok(",".join(values)) if values else Reply.not_found()
+        """Ask ``find`` for the keys of the search, one after the other, until one is found."""
+        for candidate in self._candidates(key, self._rules):
+            values = self._find(candidate.key)
+            if values and self.propagate_extension and candidate.extension:
+                values = [search.propagate(candidate.extension, value) for value in values]
+            if values:
+                return Reply.ok(",".join(values))
+        return Reply.not_found()
 
     def _find(self, key: str) -> Sequence[str]:
         """Return what ``find`` finds at *key*, in the result format."""
@@ -141,9 +206,7 @@ class Map(abc.ABC):
     def _format(self, key: str, values: Sequence[str]) -> Sequence[str]:
         kept = [value for value in values if value and not value.isspace()]
         if len(kept) < len(values):
-            self.complaints.log(
-                logging.WARNING, "map %s: %r has an empty value, which is taken as not found", self.name, key
-            )
+            self.complaints.log(logging.WARNING, "%r has an empty value, which is taken as not found", key)
         if not self.result_format.is_identity:
             kept = [
                 self.result_format.expand_result(address, Address.split(key))
@@ -152,14 +215,15 @@ class Map(abc.ABC):
             ]
         if self.expansion_limit and len(kept) > self.expansion_limit:
             problem = f"{len(kept)} results where expansion_limit = {self.expansion_limit}"
-            self.complaints.log(logging.WARNING, "map %s: %r has %s", self.name, key, problem)
+            self.complaints.log(logging.WARNING, "%r has %s", key, problem)
             raise LookupFailedError(Reply.temp_fail(f"map {self.name}: {problem}"))
         return kept
 
 
 def _is_text(key: str) -> bool:
+    """Whether *key* is what Postfix's own tables look up: not empty, UTF-8, no NUL."""
     try:
         key.encode()
     except UnicodeEncodeError:
         return False
-    return "\0" not in key
+    return key != "" and "\0" not in key

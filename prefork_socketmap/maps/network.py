@@ -132,7 +132,7 @@ class NetworkMap(Map, Generic[C]):
         trouble = self.trouble(connection, error)
         if trouble is Trouble.REFUSED:
             self._pause = 0.0
-            self.complaints.log(logging.ERROR, "map %s: %s", self.name, error)
+            self.complaints.log(logging.ERROR, "%s", error)
             raise LookupFailedError(Reply.temp_fail(f"map {self.name}: the query failed")) from error
         self._drop()
         self._host += 1

@@ -8,12 +8,20 @@ from collections.abc import Callable
 
 
 class RateLimitedLogger:
-    """Passes one message per *interval* seconds to *logger*, and tells with it how many it kept back before."""
+    """Passes one message per *interval* seconds to *logger*, and tells with it how many it kept back before.
+
+    *prefix* comes before each message.
+    """
 
     def __init__(
-        self, logger: logging.Logger, interval: float = 60.0, clock: Callable[[], float] = time.monotonic
+        self,
+        logger: logging.Logger,
+        prefix: str = "",
+        interval: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._logger = logger
+        self._prefix = prefix.replace("%", "%%")
         self._interval = interval
         self._clock = clock
         self._next = float("-inf")
@@ -29,4 +37,4 @@ class RateLimitedLogger:
             message += f" (and {self._kept_back} times something like it since the last such line)"
         self._next = now + self._interval
         self._kept_back = 0
-        self._logger.log(level, message, *arguments)
+        self._logger.log(level, self._prefix + message, *arguments)

@@ -8,11 +8,12 @@ types and whose objects are subclasses of ``Map``.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from prefork_socketmap import settings
 from prefork_socketmap.maps.base import Map
+from prefork_socketmap.maps.unavailable import UnavailableMap
 
 GROUP = "prefork_socketmap.maps"
 
@@ -31,13 +32,34 @@ _BUILT_IN = {
 }
 
 
-def build(tables: Mapping[str, Mapping[str, object]], base: Path | None = None) -> dict[str, Map]:
+class MissingLibraryError(settings.SettingError):
+    """A map needs a Python package that is not installed; the text says which."""
+
+
+def build(
+    tables: Mapping[str, Mapping[str, object]],
+    base: Path | None = None,
+    on_missing: Callable[[MissingLibraryError], None] | None = None,
+) -> dict[str, Map]:
     """Make the maps of a config file; *tables* are its ``[maps.NAME]`` tables, by name.
 
     Relative paths in them begin at *base*, by default the working directory. The maps are not open yet. Raises
     SettingError for the first thing that is wrong, its key beginning with ``maps.NAME``.
+
+    With *on_missing*, a map that lacks its library is no error: *on_missing* is told, and the map answers PERM.
     """
-    return {name: _build(name, table, base or Path.cwd()) for name, table in tables.items()}
+    maps: dict[str, Map] = {}
+    for name, table in tables.items():
+        try:
+            maps[name] = _build(name, table, base or Path.cwd())
+        except MissingLibraryError as error:
+            if on_missing is None:
+                raise
+            on_missing(error)
+            maps[name] = UnavailableMap(name, str(error))
+    for each in maps.values():
+        each.link(maps)
+    return maps
 
 
 def _build(name: str, table: Mapping[str, object], base: Path) -> Map:
@@ -59,7 +81,7 @@ def _load(key: str, kind: str) -> type[Map]:
     try:
         found = importlib.metadata.EntryPoint(kind, path, GROUP).load()
     except ModuleNotFoundError as error:
-        raise settings.SettingError(key, _missing(kind, error)) from error
+        raise MissingLibraryError(key, _missing(kind, error)) from error
     if not (isinstance(found, type) and issubclass(found, Map)):
         raise settings.SettingError(key, f"{path} is not a subclass of {Map.__module__}.Map")
     return found

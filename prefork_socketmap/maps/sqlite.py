@@ -49,5 +49,5 @@ class SqliteMap(Map):
         try:
             return sql.values(self._connection.execute(self._statement, parameters))
         except sqlite3.Error as error:
-            self.complaints.log(logging.ERROR, "map %s: %r: %s", self.name, key, error)
+            self.complaints.log(logging.ERROR, "%r: %s", key, error)
             raise LookupFailedError(Reply.temp_fail(f"map {self.name}: the query failed")) from error

@@ -1,0 +1,77 @@
+"""Remembered answers: one cache per worker and map, for as long as the settings say.
+
+An answer is fresh for ``ttl`` seconds (``negative_ttl`` if it is "not found"), and for ``stale_ttl`` more it stands
+in when a new lookup fails. Failures are not remembered.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from cachetools import TLRUCache
+
+from prefork_socketmap.maps.ratelimit import RateLimitedLogger
+from prefork_socketmap.socketmap.messages import Reply, Status
+
+
+class _Entry(NamedTuple):
+    reply: Reply
+    fresh_until: float
+
+
+class Cache:
+    """Answers of *look_up*, at most *size* of them; the least recently used goes first. Times are in seconds."""
+
+    def __init__(
+        self,
+        look_up: Callable[[str], Reply],
+        complaints: RateLimitedLogger,
+        *,
+        size: int,
+        ttl: float,
+        negative_ttl: float,
+        stale_ttl: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._look_up = look_up
+        self._complaints = complaints
+        self._ttl = {Status.OK: ttl, Status.NOT_FOUND: negative_ttl}
+        self._clock = clock
+        self._entries = TLRUCache[str, _Entry](
+            size, ttu=lambda _key, entry, _now: entry.fresh_until + stale_ttl, timer=clock
+        )
+        self.hits = 0
+        """How many lookups a fresh answer spared."""
+        self.misses = 0
+        """How many lookups asked the map."""
+        self.stale = 0
+        """How many of these failed, and got the last known answer."""
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: str) -> Reply:
+        """Return the answer for *key*: a fresh one from memory, else a new one, else, if that fails, a stale one."""
+        entry = self._entries.get(key)
+        if entry is not None and self._clock() < entry.fresh_until:
+            self.hits += 1
+            return entry.reply
+        self.misses += 1
+        try:
+            reply = self._look_up(key)
+        except Exception as error:
+            if entry is None:
+                raise
+            return self._stand_in(entry, key, error)
+        if reply.status not in self._ttl:
+            return reply if entry is None else self._stand_in(entry, key, reply.text)
+        self._entries[key] = _Entry(reply, self._clock() + self._ttl[reply.status])
+        return reply
+
+    def _stand_in(self, entry: _Entry, key: str, problem: object) -> Reply:
+        self.stale += 1
+        self._complaints.log(logging.WARNING, "%r: the last known answer is given (stale_ttl): %s", key, problem)
+        return entry.reply
