@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("prefork_socketmap.worker.maps")
 
 
+class MissingLibraryError(settings.SettingError):
+    """A map needs a Python package that is not installed; the text says which."""
+
+
 class LookupFailedError(Exception):
     """A lookup failed in a way that the map foresees; *reply* is what the client is told."""
 
@@ -156,9 +160,9 @@ class Map(abc.ABC):
         try:
             # Imported only here: who configures no cache needs no cachetools.
             from prefork_socketmap.maps.cache import Cache
-        except ModuleNotFoundError as error:
-            problem = f"a cache needs the Python module {error.name}; install prefork-socketmap[cache]"
-            raise settings.SettingError(f"maps.{self.name}.cache_ttl", problem) from error
+        except ImportError as error:
+            problem = f"a cache needs a Python package that is not there ({error}); install prefork-socketmap[cache]"
+            raise MissingLibraryError(f"maps.{self.name}.cache_ttl", problem) from error
         return Cache(
             self._search,
             self.complaints,

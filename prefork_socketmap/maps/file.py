@@ -104,7 +104,7 @@ class FileMap(Map):
             tag = _tag(_settled(lines.fileno()))
             new = self._index_path.with_suffix(f".{os.getpid()}")
             try:
-                with open(new, "xb", opener=_private) as file:  # noqa: PTH123 - Path.open takes no opener
+                with open(new, "xb", opener=_private) as file:
                     write(file, self._entries(lines), tag)
                 new.replace(self._index_path)
             except ValueError:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from prefork_socketmap import settings
-from prefork_socketmap.maps.base import Map
+from prefork_socketmap.maps.base import Map, MissingLibraryError
 from prefork_socketmap.maps.unavailable import UnavailableMap
 
 GROUP = "prefork_socketmap.maps"
@@ -30,10 +30,6 @@ _BUILT_IN = {
     "sqlite": "prefork_socketmap.maps.sqlite:SqliteMap",
     "static": "prefork_socketmap.maps.static:StaticMap",
 }
-
-
-class MissingLibraryError(settings.SettingError):
-    """A map needs a Python package that is not installed; the text says which."""
 
 
 def build(
@@ -80,7 +76,7 @@ def _load(key: str, kind: str) -> type[Map]:
         raise settings.wrong(key, kind, "one of " + ", ".join(sorted(_BUILT_IN.keys() | _entry_points().keys())))
     try:
         found = importlib.metadata.EntryPoint(kind, path, GROUP).load()
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise MissingLibraryError(key, _missing(kind, error)) from error
     if not (isinstance(found, type) and issubclass(found, Map)):
         raise settings.SettingError(key, f"{path} is not a subclass of {Map.__module__}.Map")
@@ -91,6 +87,6 @@ def _entry_points() -> dict[str, str]:
     return {point.name: point.value for point in importlib.metadata.entry_points(group=GROUP)}
 
 
-def _missing(kind: str, error: ModuleNotFoundError) -> str:
-    needed = f'type "{kind}" needs the Python module {error.name}'
-    return f"{needed}; install prefork-socketmap[{kind}]" if kind in _BUILT_IN else needed
+def _missing(kind: str, error: ImportError) -> str:
+    hint = f"; install prefork-socketmap[{kind}]" if kind in _BUILT_IN else ""
+    return f'type "{kind}" needs a Python package that is not there ({error}){hint}'

@@ -18,6 +18,6 @@ class UnavailableMap(Map):
         super().__init__(name, {}, Path())
         self._reason = reason
 
-    def find(self, key: str) -> Sequence[str] | None:
+    def find(self, key: str) -> Sequence[str] | None:  # noqa: ARG002
         """Fail."""
         raise LookupFailedError(Reply.perm_fail(self._reason))
