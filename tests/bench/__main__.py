@@ -1,0 +1,87 @@
+"""``python -m tests.bench [SCENARIO]``: run the bench and print its report."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import platform
+import resource
+from collections.abc import Sequence
+
+from tests.bench.load import Load, Loaders
+from tests.bench.measure import ServerProcess
+from tests.bench.report import Figures, render
+from tests.bench.scenarios import SCENARIOS, Scenario
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line and run what it names."""
+    options = _parser().parse_args(arguments)
+    _raise_descriptor_limit()
+    print(f"{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores, loopback TCP;")
+    print(f"medians of {options.rounds} alternating rounds of {options.seconds:g} s")
+    scenario = SCENARIOS[options.scenario]
+    print(f"{options.scenario}: {scenario.about}")
+    for load in [Load(number) for number in options.connections] or scenario.loads:
+        print(f"\n{_run(scenario, load, options)}", flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Load socketmap servers side by side.")
+    parser.add_argument(
+        "scenario",
+        nargs="?",
+        choices=SCENARIOS,
+        default="busy",
+        metavar="SCENARIO",
+        help=f"{', '.join(SCENARIOS)} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-c",
+        "--connections",
+        type=int,
+        action="append",
+        default=[],
+        help="so many busy connections instead of the scenario's loads; can be given more than once",
+    )
+    parser.add_argument("-s", "--seconds", type=float, default=3.0, help="length of a round (default: %(default)s)")
+    parser.add_argument("-r", "--rounds", type=int, default=5, help="rounds per load (default: %(default)s)")
+    parser.add_argument(
+        "-p",
+        "--processes",
+        type=int,
+        default=max(1, (os.cpu_count() or 1) // 2),
+        help="processes that make the load (default: one for every two cores)",
+    )
+    return parser
+
+
+def _run(scenario: Scenario, load: Load, options: argparse.Namespace) -> str:
+    """Let the contenders take turns under one load, and return the report."""
+    rounds: dict[str, list[Figures]] = {contender.name: [] for contender in scenario.contenders}
+    with contextlib.ExitStack() as stack:
+        servers = {contender.name: stack.enter_context(contender.start()) for contender in scenario.contenders}
+        for number in range(options.rounds + 1):
+            for name, server in servers.items():
+                figures = _measure(server, load, options)
+                if number:  # the first round warms up
+                    rounds[name].append(figures)
+    return render(str(load), rounds)
+
+
+def _measure(server: ServerProcess, load: Load, options: argparse.Namespace) -> Figures:
+    with Loaders(server.port, load, options.processes) as loaders:
+        cpu_before = server.cpu()
+        outcome = loaders.run(options.seconds)
+        return Figures.of(outcome, server.cpu() - cpu_before, server.pss())
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many connections as the system does, here and in the servers, which inherit it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""What is compared with what, under which load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tests.bench.load import Load
+from tests.bench.measure import ServerProcess
+
+_SERVERS = "tests.bench.servers"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A server program with its arguments, under the name that the report gives it."""
+
+    name: str
+    module: str
+    arguments: Sequence[str] = ()
+
+    def start(self) -> ServerProcess:
+        """Return its process, which the caller starts."""
+        return ServerProcess(f"{_SERVERS}.{self.module}", self.arguments)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Contenders that take turns under each load. The others are set in relation to the first."""
+
+    about: str
+    contenders: Sequence[Contender]
+    loads: Sequence[Load]
+
+
+def prefork(name: str, config: Mapping[str, object]) -> Contender:
+    """Return this server with the given Config."""
+    return Contender(name, "prefork", [json.dumps(config)])
+
+
+_THREADED = Contender("socketserver", "threaded")
+_ASYNCIO = Contender("asyncio", "asynchronous")
+
+SCENARIOS = {
+    "busy": Scenario(
+        "a few busy connections, each with a worker of its own",
+        [prefork("prefork-socketmap", {"process_limit": 40}), _THREADED, _ASYNCIO],
+        [Load(1), Load(8), Load(32)],
+    ),
+    "crowded": Scenario(
+        "many more busy connections than workers: does parking earn its place?",
+        [
+            prefork("parking", {"process_limit": 16}),
+            prefork("park_timeout = 0", {"process_limit": 16, "park_timeout": 0}),
+        ],
+        [Load(16), Load(200)],
+    ),
+    "patient": Scenario(
+        "thousands of clients that ask now and then",
+        [
+            prefork("parking", {"process_limit": 16}),
+            prefork("park_timeout = 0", {"process_limit": 16, "park_timeout": 0}),
+            _THREADED,
+            _ASYNCIO,
+        ],
+        [Load(2000, interval=1.0)],
+    ),
+}
