@@ -160,7 +160,9 @@ def _endpoints(value: object, base: Path, default_port: int) -> tuple[Endpoint, 
 
 
 def _endpoint(key: str, value: object, base: Path, default_port: int) -> Endpoint:
-    options = {"endpoint": value} if isinstance(value, str) else settings.table(key, value)
+    options = {"endpoint": value} if isinstance(value, str) else value
+    if not isinstance(options, dict):
+        raise settings.wrong(key, value, "an endpoint, or a table with one")
     settings.reject_unknown(f"{key}.", options, _LISTEN_KEYS)
     if "endpoint" not in options:
         raise SettingError(f"{key}.endpoint", "is missing")

@@ -23,8 +23,24 @@ def notify(*assignments: str) -> None:
             return  # a service manager that does not listen is no reason not to serve
 
 
+def watchdog_interval() -> float:
+    """Return how often, in seconds, the service manager wants a sign of life from this process; infinity: never.
+
+    Half of what it waits for, as sd_watchdog_enabled(3) recommends.
+    """
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    pid = os.environ.get("WATCHDOG_PID", str(os.getpid()))
+    if pid != str(os.getpid()) or not microseconds.isdecimal():
+        return float("inf")
+    return int(microseconds) / 2e6
+
+
 class ServiceManager(Observer):
-    """Tells systemd what the master is about."""
+    """Tells systemd what the master is about, and that it is alive."""
+
+    def __init__(self) -> None:
+        self._interval = watchdog_interval()
+        self._next_sign = time.monotonic() + self._interval
 
     def ready(self, generation: int) -> None:
         """Tell that lookups are answered."""
@@ -41,6 +57,13 @@ class ServiceManager(Observer):
     def stopping(self) -> None:
         """Tell that the server stops."""
         notify("STOPPING=1", "STATUS=Finishing lookups")
+
+    def due(self, now: float) -> float:
+        """Give a sign of life if it is time for one; return when it is the next time."""
+        if now >= self._next_sign:
+            notify("WATCHDOG=1")
+            self._next_sign = now + self._interval
+        return self._next_sign
 
 
 def _status(generation: int) -> str:

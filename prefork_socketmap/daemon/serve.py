@@ -89,7 +89,7 @@ def serve(arguments: argparse.Namespace) -> int:
 
 
 def _run(source: Source, inherited: Sequence[socket], launch: Launch) -> int:
-    setproctitle(f"prefork-socketmap: master [{source.path}]")
+    titled = Titled(f"prefork-socketmap: master [{source.path}]")
     try:
         settings = source.load()
         log.set_up("master", settings.log)
@@ -98,7 +98,7 @@ def _run(source: Source, inherited: Sequence[socket], launch: Launch) -> int:
             master = Master(
                 plan(settings),
                 load=functools.partial(_reload, source),
-                observer=Observers([*state, ServiceManager(), Launched(launch)]),
+                observer=Observers([titled, *state, ServiceManager(), Launched(launch)]),
                 inherited=inherited,
             )
             master.run()
@@ -179,6 +179,26 @@ class Observers(Observer):
         for observer in self._observers:
             observer.stopping()
 
+    def due(self, now: float) -> float:
+        """The master's loop comes by."""
+        return min(observer.due(now) for observer in self._observers if isinstance(observer, ServiceManager))
+
+
+class Titled(Observer):
+    """Keeps the process title, since two servers on a machine are told apart by their config files."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        setproctitle(title)
+
+    def ready(self, generation: int) -> None:  # noqa: ARG002 - an Observer
+        """Set it again: the master has a title of its own."""
+        setproctitle(self._title)
+
+    def reloaded(self, generation: int, problem: str | None) -> None:  # noqa: ARG002 - an Observer
+        """Set it again."""
+        setproctitle(self._title)
+
 
 class Launched(Observer):
     """Tells whoever waits for the start that it succeeded."""
@@ -186,6 +206,6 @@ class Launched(Observer):
     def __init__(self, launch: Launch) -> None:
         self._launch = launch
 
-    def ready(self, generation: int) -> None:  # noqa: ARG002
+    def ready(self, generation: int) -> None:  # noqa: ARG002 - an Observer
         """Tell."""
         self._launch.succeeded()

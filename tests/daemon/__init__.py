@@ -1,0 +1,1 @@
+"""The daemon: command line, config file, logging, service management, privileges."""

@@ -1,0 +1,161 @@
+"""A directory with a config file, and the commands of prefork-socketmap run on it as a user would run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from prefork_socketmap.client import SocketmapClient
+from tests.integration.servers.process import free_port
+from tests.waiting import eventually
+
+COMMAND = [sys.executable, "-m", "prefork_socketmap"]
+TIMEOUT = 60
+
+
+class Installation:
+    """A directory that any user can enter, a config file in it, and at most one server that runs from it."""
+
+    def __init__(self) -> None:
+        # Not pytest's directory: workers that run as another user could not get into that.
+        self.directory = Path(tempfile.mkdtemp(prefix="socketmap-test-"))
+        self.directory.chmod(0o755)
+        self.config = self.directory / "prefork-socketmap.toml"
+        self.runtime_dir = self.directory / "run"
+        self.pid_file = self.runtime_dir / "prefork-socketmap.pid"
+        self.port = free_port()
+        self._process: subprocess.Popen[str] | None = None
+        self.configure()
+
+    @property
+    def endpoint(self) -> str:
+        """Where the server of the plain configuration listens."""
+        return f"inet:127.0.0.1:{self.port}"
+
+    def configure(self, text: str = "", *, listen: str | None = None, maps: str | None = None) -> None:
+        """Write the config file: a listener, a few workers, *text*, and *maps* or else a static map ``colours``."""
+        listen = f'["{self.endpoint}"]' if listen is None else listen
+        maps = '[maps.colours]\ntype = "static"\nentries = { sky = "blue" }\n' if maps is None else maps
+        self.config.write_text(f'listen = {listen}\nruntime_dir = "run"\nmin_spare = 2\n{text}\n{maps}')
+
+    def run(
+        self, command: str, *arguments: str | Path, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command on the config file and return its result."""
+        return subprocess.run(
+            [*COMMAND, command, "-c", self.config, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIMEOUT,
+            env=os.environ | dict(env or {}),
+        )
+
+    def start(self, *arguments: str, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
+        """Start ``serve`` in the foreground and wait until it serves. Its stderr goes to ``log``."""
+        with self.log.open("a") as log:
+            self._process = subprocess.Popen(
+                [*COMMAND, "serve", "-c", self.config, *arguments],
+                stderr=log,
+                text=True,
+                env=os.environ | dict(env or {}),
+                **options,
+            )
+        eventually(self._is_ready, within=30, what="the server serves")
+        return self._process
+
+    def _is_ready(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise RuntimeError(f"the server ended with {self._process.returncode}:\n{self.log.read_text()}")
+        return (self.runtime_dir / "state.json").exists()
+
+    @property
+    def log(self) -> Path:
+        """The stderr of the server in the foreground."""
+        return self.directory / "log"
+
+    def logged(self, text: str) -> str:
+        """Wait for a log line with *text*; return it."""
+
+        def line() -> str:
+            lines = self.log.read_text().splitlines()
+            found = next((line for line in lines if text in line), "")
+            assert found, f"no line with {text!r} in\n" + "\n".join(lines)
+            return found
+
+        return eventually(line)
+
+    def state(self) -> dict[str, Any]:
+        """Return what the state file says."""
+        state: dict[str, Any] = json.loads((self.runtime_dir / "state.json").read_text())
+        return state
+
+    @property
+    def pid(self) -> int:
+        """The master's pid, as the pid file has it."""
+        return int(self.pid_file.read_text())
+
+    def workers(self) -> list[int]:
+        """Return the pids of the master's children."""
+        return children(self.pid)
+
+    def lookup(self, name: str = "colours", key: str = "sky") -> str | None:
+        """Ask the server over TCP."""
+        with SocketmapClient(self.endpoint) as client:
+            return client.lookup(name, key)
+
+    def close(self) -> None:
+        """Stop the server, however it was started, and remove the directory."""
+        if self.pid_file.exists():
+            self.run("stop")
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+        shutil.rmtree(self.directory)
+
+    def __enter__(self) -> Installation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def children(pid: int) -> list[int]:
+    """Return the pids of the children of *pid*."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def process_status(pid: int) -> dict[str, list[str]]:
+    """Return /proc/PID/status, each line's values by its name."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: values.split() for name, _, values in (line.partition(":") for line in lines)}
+
+
+def process_title(pid: int) -> str:
+    """Return the title of a process."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode()
+
+
+def has_ended(pid: int) -> Callable[[], bool]:
+    """Return a check whether the process *pid* has ended; a zombie has."""
+
+    def check() -> bool:
+        try:
+            return process_status(pid)["State"][0] == "Z"
+        except FileNotFoundError:
+            return True
+
+    return check
