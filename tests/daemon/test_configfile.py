@@ -83,11 +83,12 @@ TIME = 'a number of seconds from 0 to 2147483647, or a time like "10s", "5m", "1
 ENDPOINT = '"inet:host:port", "inet:[ipv6]:port" or "unix:/path"'
 PORT = f"a port from 0 to 65535 in {ENDPOINT}; an IPv6 address stands in brackets"
 NETWORK = 'expected a network like "192.0.2.0/24" or an address'
+MODE = 'expected a string of octal digits like "0660"'
 TEXT = "a string that is not empty"
 
 WRONG = [
     # Not TOML, or not text.
-    ("a = ", "not TOML: Invalid value (at line 1, column 5)"),
+    ("a = \n", "not TOML: Invalid value (at line 1, column 5)"),
     ("a\n", "not TOML: Expected '=' after a key in a key/value pair (at line 1, column 2)"),
     ("port = 1\nport = 2\n", "not TOML: Cannot overwrite a value (at line 2, column 9)"),
     (MAP + "[maps.m]\n", "not TOML: Cannot declare ('maps', 'm') twice (at line 4, column 8)"),
@@ -100,8 +101,14 @@ WRONG = [
     ("port = 0\n", "port: 0 is not accepted here; expected a whole number of at least 1 and at most 65535"),
     ("port = 65536\n", "port: 65536 is not accepted here; expected a whole number of at least 1 and at most 65535"),
     ('port = "80"\n', "port: '80' is not accepted here; expected a whole number of at least 1 and at most 65535"),
-    ("process_limit = 0\n", "process_limit: 0 is not accepted here; expected a whole number of at least 1 and at most 10000"),
-    ("min_spare = 1.5\n", "min_spare: 1.5 is not accepted here; expected a whole number of at least 1 and at most 10000"),
+    (
+        "process_limit = 0\n",
+        "process_limit: 0 is not accepted here; expected a whole number of at least 1 and at most 10000",
+    ),
+    (
+        "min_spare = 1.5\n",
+        "min_spare: 1.5 is not accepted here; expected a whole number of at least 1 and at most 10000",
+    ),
     ("max_use = -1\n", "max_use: -1 is not accepted here; expected a whole number of at least 0"),
     ("max_reply_size = true\n", "max_reply_size: True is not accepted here; expected a whole number of at least 0"),
     ("read_timeout = -1\n", f"read_timeout: -1 is not accepted here; expected {TIME}"),
@@ -110,7 +117,10 @@ WRONG = [
     ("stop_timeout = inf\n", f"stop_timeout: inf is not accepted here; expected {TIME}"),
     ("park_timeout = []\n", f"park_timeout: [] is not accepted here; expected {TIME}"),
     # Listeners.
-    ('listen = "inet:127.0.0.1"\n', "listen: 'inet:127.0.0.1' is not accepted here; expected a list of endpoints that is not empty"),
+    (
+        'listen = "inet:127.0.0.1"\n',
+        "listen: 'inet:127.0.0.1' is not accepted here; expected a list of endpoints that is not empty",
+    ),
     ("listen = []\n", "listen: [] is not accepted here; expected a list of endpoints that is not empty"),
     ("listen = [27823]\n", "listen[0]: 27823 is not accepted here; expected an endpoint, or a table with one"),
     ('listen = [""]\n', f"listen[0]: '' is not accepted here; expected {TEXT}"),
@@ -123,12 +133,24 @@ WRONG = [
     ('listen = ["inet:h:1", "inet:h:1"]\n', "listen[1]: inet:h:1 stands there twice"),
     ("listen = [{}]\n", "listen[0].endpoint: is missing"),
     ('listen = [{ endpiont = "unix:/s" }]\n', 'listen[0].endpiont: unknown key; did you mean "endpoint"?'),
-    ('listen = [{ endpoint = "unix:/s", mode = 660 }]\n', "listen[0].mode: 660 is not accepted here; expected a string of octal digits like \"0660\""),
-    ('listen = [{ endpoint = "unix:/s", mode = "0888" }]\n', "listen[0].mode: '0888' is not accepted here; expected a string of octal digits like \"0660\""),
-    ('listen = [{ endpoint = "unix:/s", owner = "no-such-user" }]\n', "listen[0].owner: there is no user 'no-such-user'"),
-    ('listen = [{ endpoint = "unix:/s", group = "no-such-group" }]\n', "listen[0].group: there is no group 'no-such-group'"),
-    ('listen = [{ endpoint = "unix:/s", backlog = 0 }]\n', "listen[0].backlog: 0 is not accepted here; expected a whole number of at least 1 and at most 65535"),
-    ('listen = [{ endpoint = "inet:h", mode = "0660" }]\n', "listen[0].mode: only the socket of a unix: endpoint has one"),
+    ('listen = [{ endpoint = "unix:/s", mode = 660 }]\n', f"listen[0].mode: 660 is not accepted here; {MODE}"),
+    ('listen = [{ endpoint = "unix:/s", mode = "0888" }]\n', f"listen[0].mode: '0888' is not accepted here; {MODE}"),
+    (
+        'listen = [{ endpoint = "unix:/s", owner = "no-such-user" }]\n',
+        "listen[0].owner: there is no user 'no-such-user'",
+    ),
+    (
+        'listen = [{ endpoint = "unix:/s", group = "no-such-group" }]\n',
+        "listen[0].group: there is no group 'no-such-group'",
+    ),
+    (
+        'listen = [{ endpoint = "unix:/s", backlog = 0 }]\n',
+        "listen[0].backlog: 0 is not accepted here; expected a whole number of at least 1 and at most 65535",
+    ),
+    (
+        'listen = [{ endpoint = "inet:h", mode = "0660" }]\n',
+        "listen[0].mode: only the socket of a unix: endpoint has one",
+    ),
     # Who may connect.
     ('allow = "127.0.0.1"\n', "allow: '127.0.0.1' is not accepted here; expected a list of strings"),
     ('allow = ["10.0.0.1/8"]\n', f"allow: 10.0.0.1/8 has host bits set; {NETWORK}"),
@@ -143,7 +165,10 @@ WRONG = [
     ('runtime_dir = ""\n', f"runtime_dir: '' is not accepted here; expected {TEXT}"),
     ('log = "syslog"\n', "log: 'syslog' is not accepted here; expected a table"),
     ('[log]\nlevels = "info"\n', 'log.levels: unknown key; did you mean "level"?'),
-    ('[log]\nlevel = "notice"\n', 'log.level: \'notice\' is not accepted here; expected one of "debug", "info", "warning", "error"'),
+    (
+        '[log]\nlevel = "notice"\n',
+        'log.level: \'notice\' is not accepted here; expected one of "debug", "info", "warning", "error"',
+    ),
     ('[log]\nto = "/var/log/x"\n', 'log.to: \'/var/log/x\' is not accepted here; expected one of "stderr", "syslog"'),
     ('[log]\nlookups = "yes"\n', "log.lookups: 'yes' is not accepted here; expected true or false"),
     # Maps, as far as they are read here.
@@ -151,7 +176,7 @@ WRONG = [
     ("[maps]\nm = 1\n", "maps.m: 1 is not accepted here; expected a table"),
     ("default_map = 1\n", "default_map: 1 is not accepted here; expected a table"),
     ("[maps.default_map]\n", "maps.default_map: the name is taken; the default map is the table [default_map]"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("text", "message"), WRONG)
