@@ -102,7 +102,6 @@ class Loader:
 
     def run(self, seconds: float) -> Outcome:
         """Ask for so long, wait for the last answers, and return what was seen."""
-        gc.disable()
         begin = perf_counter_ns()
         end = begin + int(seconds * _SECOND)
         if self._load.interval:
@@ -113,6 +112,12 @@ class Loader:
         self._await_last_answers()
         self._outcome.per_connection = [client.answers for client in self._clients]
         return self._outcome
+
+    def close(self) -> None:
+        """Hang up."""
+        self._epoll.close()
+        for client in self._clients:
+            client.sock.close()
 
     def _ask_at_once(self, end: int) -> None:
         """Ask again as soon as there is an answer."""
@@ -222,6 +227,7 @@ class Loaders:
 
 def _load(pipe: Connection, port: int, load: Load, numbers: range) -> None:
     """The life of a load process: connect, wait for the word, ask, report, and keep the connections until killed."""
+    gc.disable()
     loader = Loader(port, load, numbers)
     pipe.send("connected")
     pipe.send(loader.run(pipe.recv()))
