@@ -89,6 +89,7 @@ class Map(abc.ABC):
         """Read *table*, the configuration of the map *name*. Relative paths begin at *base*."""
         self.name = name
         self.base = base
+        self.complaints = RateLimitedLogger(log, f"map {name}: ")
         self.__dict__.update(read_table(type(self), f"maps.{name}.", table))
         # Postfix pools the needs of all templates: a result format that speaks of the key's domain suppresses the
         # lookup of a key that has none.
@@ -103,7 +104,6 @@ class Map(abc.ABC):
         self._require_address_search()
         self.cache = self._make_cache()
         self._opened = False
-        self.complaints = RateLimitedLogger(log, f"map {name}: ")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"

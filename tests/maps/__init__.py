@@ -1,0 +1,1 @@
+"""The map types: each by itself, and what they have in common."""
