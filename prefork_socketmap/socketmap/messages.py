@@ -20,7 +20,13 @@ class InvalidReplyError(ValueError):
 
 
 class Status(enum.Enum):
-    """The five words a reply can begin with."""
+    """The five words a reply can begin with. ``prefix`` is the word as it is sent, with the space behind it."""
+
+    prefix: bytes
+
+    def __init__(self, word: str) -> None:
+        # "NOTFOUND " keeps its space: that is how the manual page writes it.
+        self.prefix = word.encode("ascii") + b" "
 
     OK = "OK"
     NOT_FOUND = "NOTFOUND"
@@ -53,10 +59,10 @@ class Request(NamedTuple):
     @classmethod
     def decode(cls, payload: bytes) -> Request:
         """Read a request's netstring payload. Raises MalformedRequestError when no space ends the map's name."""
-        name, space, key = payload.partition(b" ")
+        name, space, key = to_text(payload).partition(" ")
         if not space:
             raise MalformedRequestError("no space between map name and key")
-        return cls(to_text(name), to_text(key))
+        return cls(name, key)
 
     def encode(self) -> bytes:
         """Return the payload of the request's netstring."""
@@ -118,8 +124,7 @@ class Reply(NamedTuple):
             raise InvalidReplyError("a reply with a NUL byte; return a text without it")
         if self.status is Status.OK and (not text or text.isspace()):
             raise InvalidReplyError("OK without a value; return any word to say 'found', or None for 'not found'")
-        # "NOTFOUND " keeps its space: that is how the manual page writes it.
-        payload = b"%b %b" % (_WORDS[self.status], text)
+        payload = self.status.prefix + text
         if max_size and len(payload) > max_size:
             raise ReplyTooLargeError(f"a reply of {len(payload)} bytes where {max_size} are allowed")
         return payload
@@ -136,4 +141,3 @@ class ReplyTooLargeError(InvalidReplyError):
 
 
 _NOT_FOUND = Reply(Status.NOT_FOUND)
-_WORDS = {status: status.value.encode("ascii") for status in Status}

@@ -9,6 +9,8 @@ business of whoever holds the socket.
 
 from __future__ import annotations
 
+_ZERO, _COMMA = b"0,"
+
 
 class FramingError(ValueError):
     """The input is not a netstring, or it announces more bytes than the decoder takes.
@@ -62,29 +64,30 @@ class Decoder:
         Raises FramingError as soon as the bytes that are there cannot begin a netstring of at most *max_size*.
         """
         buffer = self._buffer
+        if not buffer:
+            return None
         colon = buffer.find(b":", 0, self._max_digits + 1)
         if colon < 0:
-            if buffer:
-                self._check_digits(bytes(buffer[: self._max_digits + 1]))
+            self._check_digits(bytes(buffer[: self._max_digits + 1]))
             return None
-        digits = bytes(buffer[:colon])
+        digits = buffer[:colon]
         # int() alone would admit signs, blanks and underscores.
-        if not digits.isdigit() or (digits[0] == 0x30 and colon > 1):
-            raise FramingError(f"not a length: {digits!r}")
-        comma = colon + 1 + int(digits)
-        if comma - colon - 1 > self._max_size:
-            raise FramingError(f"{int(digits)} bytes announced, at most {self._max_size} are accepted")
+        if not digits.isdigit() or (digits[0] == _ZERO and colon > 1):
+            raise FramingError(f"not a length: {bytes(digits)!r}")
+        length = int(digits)
+        if length > self._max_size:
+            raise FramingError(f"{length} bytes announced, at most {self._max_size} are accepted")
+        comma = colon + 1 + length
         if len(buffer) <= comma:
             return None
-        if buffer[comma] != 0x2C:
+        if buffer[comma] != _COMMA:
             raise FramingError(f"byte {buffer[comma]:#04x} where the comma belongs")
-        payload = bytes(buffer[colon + 1 : comma])
-        self._buffer = buffer[comma + 1 :] if len(buffer) > comma + 1 else b""
-        return payload
+        self._buffer = buffer[comma + 1 :]
+        return bytes(buffer[colon + 1 : comma])
 
     def _check_digits(self, beginning: bytes) -> None:
         """Raise FramingError unless *beginning*, which has no colon, may still become a length."""
-        if not beginning.isdigit() or (beginning[0] == 0x30 and len(beginning) > 1):
+        if not beginning.isdigit() or (beginning[0] == _ZERO and len(beginning) > 1):
             raise FramingError(f"not a length: {beginning!r}")
         if len(beginning) > self._max_digits:
             raise FramingError(f"a length of more than {self._max_digits} digits")
