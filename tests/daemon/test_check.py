@@ -61,4 +61,4 @@ def test_maps_are_opened_as_the_workers_user(installation: Installation) -> None
     installation.configure('user = "nobody"', maps=maps)
     result = installation.run("check")
     assert result.returncode == os.EX_CONFIG
-    assert "Permission denied" in result.stderr
+    assert f"Permission denied: '{secret}'" in result.stderr
