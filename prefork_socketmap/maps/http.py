@@ -1,0 +1,166 @@
+"""The type ``http``: an HTTP or HTTPS API that is asked with GET.
+
+The driver is urllib3 rather than httpx, which is several times slower and has had no release since 2024. Of it the
+connection class: a worker has one connection, and neither a pool nor redirections are wanted.
+"""
+
+from __future__ import annotations
+
+import http
+import http.client
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from urllib.parse import quote, urlsplit
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from prefork_socketmap import settings
+from prefork_socketmap.maps import host as host_setting
+from prefork_socketmap.maps.base import LookupFailedError, log
+from prefork_socketmap.maps.host import Host
+from prefork_socketmap.maps.network import NetworkMap, Trouble
+from prefork_socketmap.maps.secret import Secret, secret
+from prefork_socketmap.maps.setting import setting
+from prefork_socketmap.maps.template import Address, Template
+from prefork_socketmap.maps.tls import TlsSettings
+from prefork_socketmap.socketmap.messages import Reply, to_text
+
+# More than Postfix takes from a table (100000 bytes), so that the reply's own limit speaks first.
+_MAX_BODY = 1_000_000
+_CHUNK = 65536
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+class Url(Template):
+    """A URL with parts of the key in its path and query. A percent sign of its own is written twice: ``%%20``."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        parts = urlsplit(text)
+        self.scheme = parts.scheme
+        self.host = parts.netloc
+        if self.scheme not in ("http", "https") or not self.host:
+            raise ValueError(f"{text!r} is no URL; expected one that begins with http:// or https:// and a host")
+        if "%" in self.host or "@" in self.host:
+            raise ValueError("the host can have no part of the key and no password in it; see headers and token")
+        self._target = Template(text.removeprefix(f"{self.scheme}://{self.host}").partition("#")[0] or "/")
+
+    def target(self, key: Address) -> str | None:
+        """Return path and query for *key*; None if no path can have it: a segment ``..`` would lead elsewhere."""
+        target = self._target.expand(key, lambda part: quote(part, safe=""))
+        path = target.partition("?")[0]
+        return None if {".", ".."} & set(path.split("/")) else target
+
+
+def _url(key: str, value: object) -> Url:
+    text = settings.text(key, value)
+    try:
+        return Url(text)
+    except ValueError as error:
+        raise settings.SettingError(key, str(error)) from error
+
+
+def _headers(key: str, value: object) -> dict[str, str]:
+    return {name: secret(f"{key}.{name}", text) for name, text in settings.table(key, value).items()}
+
+
+class HttpMap(TlsSettings, NetworkMap[HTTPConnection]):
+    """Answers with the lines of the body, by the status.
+
+    200 is "found", 404 "not found"; another 4xx, or a redirection, is a permanent failure, since asking again would
+    not help; everything else a temporary one.
+    """
+
+    url = setting(_url)
+    """What to get. Parts of the key are quoted as RFC 3986 says."""
+    hosts = setting(host_setting.hosts, ())
+    """Hosts to ask instead of the URL's."""
+    headers = setting(_headers, _NO_HEADERS)
+    """A table of headers to send."""
+    token = setting(secret, "")
+    """A bearer token (RFC 6750)."""
+    token_file = setting(settings.text, "")
+    token_env = setting(settings.text, "")
+
+    errors = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
+
+    def __init__(self, name: str, table: Mapping[str, object], base: Path) -> None:
+        super().__init__(name, table, base)
+        self.hosts = self.hosts or host_setting.hosts(f"maps.{name}.url", [self.url.host])
+        self._token = Secret(self, "token")
+        if self.uses_tls and self.url.scheme != "https":
+            raise settings.SettingError(
+                f"maps.{name}.url", "does not begin with https://, but there are TLS settings"
+            )
+        self._tls = self.tls_context() if self.url.scheme == "https" else None
+
+    def dial(self, host: str, timeout: float) -> HTTPConnection:
+        """Connect to *host*."""
+        connection: HTTPConnection
+        if self._tls:
+            address = Host.parse(host, HTTPSConnection.default_port)
+            connection = HTTPSConnection(address.name, address.port, timeout=timeout, ssl_context=self._tls)
+        else:
+            address = Host.parse(host, HTTPConnection.default_port)
+            connection = HTTPConnection(address.name, address.port, timeout=timeout)
+        connection.connect()
+        return connection
+
+    def ask(self, connection: HTTPConnection, key: str) -> Sequence[str] | None:
+        """Get the URL for *key*."""
+        target = self.url.target(Address.split(key))
+        if target is None:
+            return None
+        log.debug("map %s: GET %s", self.name, target)
+        try:
+            status, body = self._get(connection, target)
+        except TimeoutError as error:
+            raise _NoAnswerError(str(error)) from error
+        if status == http.HTTPStatus.OK:
+            return to_text(body).splitlines() or [""]
+        if status == http.HTTPStatus.NOT_FOUND:
+            return None
+        raise self._failure(status)
+
+    def hang_up(self, connection: HTTPConnection) -> None:
+        """Close the connection."""
+        connection.close()
+
+    def trouble(self, connection: HTTPConnection, error: Exception) -> Trouble:  # noqa: ARG002
+        """Whatever is no answer is a broken connection, or none in time."""
+        slow = isinstance(error, _NoAnswerError | urllib3.exceptions.TimeoutError)
+        return Trouble.SLOW if slow else Trouble.LOST
+
+    def _get(self, connection: HTTPConnection, target: str) -> tuple[int, bytes]:
+        """Return the status and the body, which is read also if the status is enough: the next reply is behind it."""
+        deadline = time.monotonic() + self.timeout
+        connection.timeout = self.timeout
+        connection.request("GET", target, headers=self._request_headers(), preload_content=False)
+        response = connection.getresponse()
+        body = bytearray()
+        while chunk := response.read1(_CHUNK):
+            body += chunk
+            if len(body) > _MAX_BODY:
+                connection.close()
+                raise LookupFailedError(Reply.temp_fail(f"map {self.name}: the reply is too large"))
+            if time.monotonic() > deadline:
+                raise _NoAnswerError("the reply did not end in time")
+        return response.status, bytes(body)
+
+    def _request_headers(self) -> dict[str, str]:
+        token = self._token.read()
+        return {**self.headers, **({"Authorization": f"Bearer {token}"} if token else {})}
+
+    def _failure(self, status: int) -> LookupFailedError:
+        reason = f"map {self.name}: the server answered with HTTP status {status}"
+        is_permanent = 300 <= status < 500
+        self.complaints.log(logging.ERROR, "the server answered with HTTP status %d", status)
+        return LookupFailedError(Reply.perm_fail(reason) if is_permanent else Reply.temp_fail(reason))
+
+
+class _NoAnswerError(urllib3.exceptions.HTTPError):
+    """The server has not answered in time."""

@@ -1,0 +1,267 @@
+"""The type ``ldap``: an LDAP directory, in the terms of ldap_table(5).
+
+The driver is python-ldap, which wraps OpenLDAP's library, the one that Postfix uses: the same URLs, TLS and limits.
+ldap3, the other choice, has had no release since 2021. Versions before 3.4.5 escape some keys wrongly
+(CVE-2025-61911, CVE-2025-61912).
+"""
+
+# python-ldap has no type hints.
+# mypy: disable-error-code="import-untyped"
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+import ldap
+import ldapurl
+from ldap.cidict import cidict
+from ldap.dn import escape_dn_chars
+from ldap.filter import escape_filter_chars
+from ldap.ldapobject import SimpleLDAPObject
+
+from prefork_socketmap import settings
+from prefork_socketmap.maps import host as host_setting
+from prefork_socketmap.maps import template
+from prefork_socketmap.maps.base import LookupFailedError, log
+from prefork_socketmap.maps.host import Host
+from prefork_socketmap.maps.network import NetworkMap, Trouble
+from prefork_socketmap.maps.secret import Secret, secret
+from prefork_socketmap.maps.setting import setting
+from prefork_socketmap.maps.template import Address, Template
+from prefork_socketmap.socketmap.messages import Reply, to_text
+
+_PORT = 389
+_SCOPES = {"sub": ldap.SCOPE_SUBTREE, "one": ldap.SCOPE_ONELEVEL, "base": ldap.SCOPE_BASE}
+_DEREFERENCE = (ldap.DEREF_NEVER, ldap.DEREF_SEARCHING, ldap.DEREF_FINDING, ldap.DEREF_ALWAYS)
+_LOST = (ldap.SERVER_DOWN, ldap.CONNECT_ERROR, ldap.UNAVAILABLE, OSError)
+
+
+def _host(key: str, value: str) -> None:
+    if not ldapurl.isLDAPUrl(value):
+        host_setting.host(key, value)
+
+
+def _hosts(key: str, value: object) -> tuple[str, ...]:
+    return host_setting.hosts(key, value, _host)
+
+
+def _dn(key: str, value: object) -> Template:
+    """Read a template of a DN."""
+    base = template.template(key, value)
+    if not ldap.dn.is_dn(base.expand(Address.split("u@1.2.3.4.5.6.7.8.9"))):
+        raise settings.wrong(key, value, "a DN (RFC 4514)")
+    return base
+
+
+def _scope(key: str, value: object) -> str:
+    return settings.choice(key, value, _SCOPES)
+
+
+def _dereference(key: str, value: object) -> int:
+    return settings.count(key, value, maximum=len(_DEREFERENCE) - 1)
+
+
+class _Search(NamedTuple):
+    base: str
+    scope: int
+    filter: str
+    attributes: Sequence[str]
+
+
+class LdapMap(NetworkMap[SimpleLDAPObject]):
+    """Answers with the values of the result attributes of every entry that the search finds."""
+
+    hosts = setting(_hosts)
+    """LDAP URLs, or hosts (default port: 389); "server_host" of ldap_table(5)."""
+    bind_dn = setting(settings.text, "")
+    """The entry to log in as; by default anonymously."""
+    bind_pw = setting(secret, "")
+    bind_pw_file = setting(settings.text, "")
+    bind_pw_env = setting(settings.text, "")
+    search_base = setting(_dn)
+    """Where to search; may have parts of the key, which are quoted as RFC 4514 says."""
+    scope = setting(_scope, "sub")
+    """``"sub"``, ``"one"`` or ``"base"``."""
+    query_filter = setting(template.template, Template("mailacceptinggeneralid=%s"))
+    """What to search for; parts of the key are quoted as RFC 4515 says."""
+    result_attribute = setting(settings.texts, ("maildrop",))
+    """Attributes whose values are the result."""
+    special_result_attribute = setting(settings.texts, ())
+    """Attributes with DNs or LDAP URLs, of entries that are taken into the result as well."""
+    terminal_result_attribute = setting(settings.texts, ())
+    """Attributes that, when an entry has them, are its result, and nothing else is."""
+    leaf_result_attribute = setting(settings.texts, ())
+    """Attributes that count as result attributes in an entry without special ones."""
+    recursion_limit = setting(lambda key, value: settings.count(key, value, minimum=1), 1000)
+    """How deeply special attributes may lead from entry to entry."""
+    size_limit = setting(settings.count, None)
+    """The most entries of one search; more is an error. Default: ``expansion_limit``."""
+    dereference = setting(_dereference, 0)
+    """When aliases are followed: 0 never, 1 in searching, 2 in finding the base, 3 always."""
+    chase_referrals = setting(settings.boolean, False)
+    """Whether the library follows referrals to other servers."""
+    start_tls = setting(settings.boolean, False)
+    """Whether to turn TLS on after connecting. With ldaps URLs it is there from the start."""
+    tls_ca_cert_file = setting(settings.text, "")
+    """Certificates, in PEM, of the authorities that are believed."""
+    tls_ca_cert_dir = setting(settings.text, "")
+    """A directory of them; ignored if there is a ``tls_ca_cert_file``."""
+    tls_cert = setting(settings.text, "")
+    """The client's certificate."""
+    tls_key = setting(settings.text, "")
+    """Its key."""
+    tls_require_cert = setting(settings.boolean, True)
+    """Whether the server's certificate must be valid and name the server. Postfix's default is no, which protects
+    from nobody who can be between the two machines."""
+
+    errors = (ldap.LDAPError, OSError)
+
+    def __init__(self, name: str, table: Mapping[str, object], base: Path) -> None:
+        super().__init__(name, table, base)
+        self._password = Secret(self, "bind_pw")
+        self._attributes = (
+            *self.result_attribute,
+            *self.special_result_attribute,
+            *self.terminal_result_attribute,
+            *self.leaf_result_attribute,
+        )
+        if not self._attributes:
+            # To the server, no attribute at all would mean all attributes.
+            raise settings.wrong(f"maps.{name}.result_attribute", [], "a list of at least one attribute")
+
+    def dial(self, host: str, timeout: float) -> SimpleLDAPObject:
+        """Connect to *host* and log in."""
+        deadline = time.monotonic() + timeout
+        connection = ldap.initialize(_url(host))
+        try:
+            connection.protocol_version = ldap.VERSION3
+            connection.deref = _DEREFERENCE[self.dereference]
+            connection.set_option(ldap.OPT_REFERRALS, int(self.chase_referrals))
+            connection.network_timeout = connection.timeout = timeout
+            self._set_tls_options(connection)
+            if self.start_tls:
+                connection.start_tls_s()
+            connection.timeout = _left(deadline)
+            # Also without a name: it is what opens the connection.
+            connection.simple_bind_s(self.bind_dn, self._password.read())
+        except BaseException:
+            connection.unbind_s()
+            raise
+        return connection
+
+    def ask(self, connection: SimpleLDAPObject, key: str) -> Sequence[str] | None:
+        """Search for *key*, and for what the entries found refer to."""
+        address = Address.split(key)
+        search = _Search(
+            self.search_base.expand(address, escape_dn_chars),
+            _SCOPES[self.scope],
+            self.query_filter.expand(address, escape_filter_chars),
+            self._attributes,
+        )
+        try:
+            return list(self._results(connection, search, time.monotonic() + self.timeout, 1))
+        except (ldap.NO_SUCH_OBJECT, ldap.INVALID_DN_SYNTAX):
+            # A base that is made of the key may be wrong for this key; one that is not is a mistake.
+            if self.search_base.letters:
+                return None
+            raise
+
+    def hang_up(self, connection: SimpleLDAPObject) -> None:
+        """Say goodbye and close."""
+        connection.unbind_s()
+
+    def trouble(self, connection: SimpleLDAPObject, error: Exception) -> Trouble:  # noqa: ARG002
+        """python-ldap has a class for each."""
+        if isinstance(error, ldap.TIMEOUT):
+            return Trouble.SLOW
+        return Trouble.LOST if isinstance(error, _LOST) else Trouble.REFUSED
+
+    def _results(self, connection: SimpleLDAPObject, search: _Search, deadline: float, depth: int) -> Iterator[str]:
+        """Iterate over the results of *search*; *depth* is how deeply it is nested, 1 for the first."""
+        if depth > self.recursion_limit:
+            problem = f"more than recursion_limit = {self.recursion_limit} entries lead to each other"
+            raise LookupFailedError(Reply.temp_fail(f"map {self.name}: {problem}"))
+        log.debug("map %s: search for %s at %s", self.name, search.filter, search.base)
+        found = connection.search_ext_s(
+            search.base,
+            search.scope,
+            search.filter,
+            search.attributes,
+            timeout=_left(deadline),
+            sizelimit=self.expansion_limit if self.size_limit is None else self.size_limit,
+        )
+        for dn, attributes in found:
+            if dn is not None:  # else it is a referral
+                yield from self._entry(connection, cidict(attributes), deadline, depth)
+
+    def _entry(
+        self, connection: SimpleLDAPObject, entry: Mapping[str, list[bytes]], deadline: float, depth: int
+    ) -> Iterator[str]:
+        """Iterate over the results of *entry* and of what it refers to."""
+        if terminal := list(_values(entry, self.terminal_result_attribute)):
+            yield from terminal
+            return
+        references = list(_values(entry, self.special_result_attribute))
+        yield from _values(entry, self.result_attribute)
+        if not references:
+            yield from _values(entry, self.leaf_result_attribute)
+        for reference in references:
+            try:
+                yield from self._results(connection, self._follow(reference), deadline, depth + 1)
+            except ldap.NO_SUCH_OBJECT:
+                # A group may well outlive a member.
+                log.debug("map %s: there is no %s", self.name, reference)
+
+    def _follow(self, reference: str) -> _Search:
+        """Return the search for what *reference*, a DN or an LDAP URL, means."""
+        if not ldapurl.isLDAPUrl(reference):
+            return _Search(reference, ldap.SCOPE_BASE, "(objectClass=*)", self._attributes)
+        url = ldapurl.LDAPUrl(reference)
+        wanted = [name for name in self._attributes if not url.attrs or name.casefold() in _folded(url.attrs)]
+        scope = ldap.SCOPE_BASE if url.scope is None else url.scope
+        # "1.1" asks for no attribute (RFC 4511), where an empty list would ask for all.
+        return _Search(url.dn, scope, url.filterstr or "(objectClass=*)", wanted or ["1.1"])
+
+    def _set_tls_options(self, connection: SimpleLDAPObject) -> None:
+        files = {
+            ldap.OPT_X_TLS_CACERTFILE: self.tls_ca_cert_file,
+            ldap.OPT_X_TLS_CACERTDIR: self.tls_ca_cert_dir,
+            ldap.OPT_X_TLS_CERTFILE: self.tls_cert,
+            ldap.OPT_X_TLS_KEYFILE: self.tls_key,
+        }
+        for option, file in files.items():
+            if file:
+                connection.set_option(option, str(self.base / file))
+        required = ldap.OPT_X_TLS_DEMAND if self.tls_require_cert else ldap.OPT_X_TLS_NEVER
+        connection.set_option(ldap.OPT_X_TLS_REQUIRE_CERT, required)
+        connection.set_option(ldap.OPT_X_TLS_NEWCTX, 0)  # takes the options above over
+
+
+def _url(host: str) -> str:
+    if ldapurl.isLDAPUrl(host):
+        return host
+    address = Host.parse(host, _PORT)
+    if address.path:
+        return f"ldapi://{quote(address.path, safe='')}"
+    name = f"[{address.name}]" if ":" in address.name else address.name
+    return f"ldap://{name}:{address.port}"
+
+
+def _left(deadline: float) -> float:
+    """Return the seconds that are left; raise ldap.TIMEOUT if none are, since 0 would mean any time."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise ldap.TIMEOUT({"desc": "Timed out"})
+    return left
+
+
+def _values(entry: Mapping[str, list[bytes]], attributes: Iterable[str]) -> Iterator[str]:
+    return (to_text(value) for name in attributes for value in entry.get(name, ()))
+
+
+def _folded(names: Iterable[str]) -> frozenset[str]:
+    return frozenset(name.casefold() for name in names)
