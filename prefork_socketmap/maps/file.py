@@ -57,7 +57,7 @@ class FileMap(Map):
 
     def release(self) -> None:
         """Unmap the index."""
-        if self._index:
+        if self._index is not None:
             self._index.close()
         self._index = self._refused = None
 
@@ -67,7 +67,7 @@ class FileMap(Map):
             self._update(wait=False)
         except (OSError, ValueError) as error:
             self.complaints.log(logging.ERROR, "%s: %s; the table stays as it was", self._file, error)
-        value = self._index.get(to_bytes(key)) if self._index else None
+        value = None if self._index is None else self._index.get(to_bytes(key))
         return None if value is None else (to_text(value),)
 
     def _update(self, *, wait: bool) -> None:
@@ -76,12 +76,14 @@ class FileMap(Map):
         Raises OSError or ValueError when the file cannot be read, or the index not be written.
         """
         tag = _tag(self._file.stat())
-        if tag == self._refused or (self._index and tag == self._index.tag):
+        if tag == self._refused or (self._index is not None and tag == self._index.tag):
             return
         with _locked(self._directory, wait=wait) as is_ours:
             if not is_ours:
                 return
-            index = self._existing(tag) or self._written()
+            index = self._existing(tag)
+            if index is None:
+                index = self._written()
         self.release()
         self._index = index
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import mmap
+import sys
 from array import array
 from collections.abc import Iterable
 from pathlib import Path
@@ -49,7 +50,9 @@ class Index:
         self._bytes = memoryview(self._map)
         end = len(self._map) - TAG_SIZE - _NUMBER
         self.tag = bytes(self._bytes[-TAG_SIZE:])
-        (count,) = self._bytes[end : end + _NUMBER].cast("Q")
+        count = int.from_bytes(self._bytes[max(end, 0) : end + _NUMBER], sys.byteorder)
+        if end < 0 or count * _NUMBER > end:
+            raise ValueError(f"{path} is no index")
         self._places = self._bytes[end - count * _NUMBER : end].cast("Q")
 
     def __len__(self) -> int:

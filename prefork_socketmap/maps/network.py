@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import ClassVar, Generic, NoReturn, TypeVar
 
 from prefork_socketmap import settings
+from prefork_socketmap.maps import host as host_setting
 from prefork_socketmap.maps.base import LookupFailedError, Map, log
 from prefork_socketmap.maps.setting import setting
 from prefork_socketmap.socketmap.messages import Reply
@@ -49,7 +50,7 @@ class NetworkMap(Map, Generic[C]):
     A type defines ``dial``, ``ask``, ``hang_up`` and ``trouble``, and names its driver's errors in ``errors``.
     """
 
-    hosts = setting(settings.texts)
+    hosts = setting(host_setting.hosts)
     """Servers. The first is used until it fails, then the next, and so on in a circle."""
     connect = setting(_when, "first-use")
     """``"start"``: connect when the worker starts, so that the first lookup finds a connection; a server that cannot

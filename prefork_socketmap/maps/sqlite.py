@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 from collections.abc import Sequence
+from pathlib import Path
 from urllib.parse import quote
 
 from prefork_socketmap import settings
@@ -25,29 +27,53 @@ class SqliteMap(Map):
     """How long to wait while a writer holds the database locked."""
 
     _connection: sqlite3.Connection
+    _identity: tuple[int, int] | None = None
 
     def prepare(self) -> None:
         """Open the database. Raises SettingError when there is none."""
-        path = self.base / self.dbpath
-        try:
-            self._connection = sqlite3.connect(
-                f"file:{quote(str(path))}?mode=ro", uri=True, timeout=self.timeout, isolation_level=None
-            )
-        except sqlite3.Error as error:
-            raise settings.SettingError(f"maps.{self.name}.dbpath", f"cannot open {path}: {error}") from error
-        self._connection.text_factory = to_text
+        self._path = self.base / self.dbpath
         self._statement = self.query.statement("?")
+        try:
+            self._connect()
+        except (OSError, sqlite3.Error) as error:
+            raise settings.SettingError(f"maps.{self.name}.dbpath", f"cannot open {self._path}: {error}") from error
 
     def release(self) -> None:
         """Close the database."""
         self._connection.close()
+        self._identity = None
 
     def find(self, key: str) -> Sequence[str] | None:
         """Run the query for *key*."""
         parameters = self.query.parameters(key)
         log.debug("map %s: %s with %r", self.name, self._statement, parameters)
         try:
+            self._reconnect_if_replaced()
             return sql.values(self._connection.execute(self._statement, parameters))
         except sqlite3.Error as error:
             self.complaints.log(logging.ERROR, "%r: %s", key, error)
             raise LookupFailedError(Reply.temp_fail(f"map {self.name}: the query failed")) from error
+
+    def _reconnect_if_replaced(self) -> None:
+        """Open the file that has the name now: SQLite would go on reading the one that had it at first.
+
+        While there is none, the old one answers: who replaces a file may remove it first.
+        """
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            if _identity(self._path) != self._identity:
+                old = self._connection
+                self._connect()
+                old.close()
+
+    def _connect(self) -> None:
+        identity = _identity(self._path)
+        self._connection = sqlite3.connect(
+            f"file:{quote(str(self._path))}?mode=ro", uri=True, timeout=self.timeout, isolation_level=None
+        )
+        self._connection.text_factory = to_text
+        self._identity = identity
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
