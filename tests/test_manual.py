@@ -1,0 +1,259 @@
+"""The manual pages say what the code does: each command, option and config key, nothing missing, nothing invented.
+
+A page marks what it documents, ``.It Va KEY Pq DEFAULT`` for a key, ``.It Fl OPTION``, ``.It Ic COMMAND``; these
+marks are compared with what the code declares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import prefork_socketmap
+from prefork_socketmap import Config, client, settings
+from prefork_socketmap.daemon import cli, configfile
+from prefork_socketmap.maps import registry
+from prefork_socketmap.maps.base import Map
+from prefork_socketmap.maps.network import NetworkMap
+from prefork_socketmap.maps.setting import Setting, declared
+from prefork_socketmap.maps.tls import TlsSettings
+
+MAN = Path(__file__).parent.parent / "man"
+PAGES = sorted(MAN.glob("*.[1-9]"))
+COMMANDS = MAN / "prefork-socketmap.8"
+CONFIGURATION = MAN / "prefork-socketmap.toml.5"
+LIBRARY = MAN / "prefork_socketmap.3"
+
+SECRET_KEYS = {"password", "password_file", "password_env"}
+# Words that a page uses for a default in place of a value.
+WORDS: dict[str, object] = {"none": None, "required": ...}
+
+
+def sections(page: Path, macro: str = "S[hs]") -> dict[str, str]:
+    """Return the text of each section and subsection of *page*, by title."""
+    pieces = re.split(rf"^\.{macro} (.*)\n", page.read_text(), flags=re.MULTILINE)
+    return dict(zip(pieces[1::2], pieces[2::2], strict=True))
+
+
+def items(text: str, macro: str) -> dict[str, str]:
+    """Return the list items of *text* that *macro* marks, with what stands on the line after their first word."""
+    found = re.findall(rf"^\.It {macro} (\S+) ?(.*)$", text, flags=re.MULTILINE)
+    assert len(found) == len(dict(found)), "an item stands there twice"
+    return dict(found)
+
+
+def keys(text: str) -> dict[str, object]:
+    """Return the config keys that *text* documents, with their defaults."""
+    return {key: _default(rest) for key, rest in items(text, "Va").items()}
+
+
+def _default(rest: str) -> object:
+    text = re.sub(r"\bQq ([^]\s]+)", r'"\1"', rest.removeprefix("Pq "))
+    if text in WORDS:
+        return WORDS[text]
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+SECTIONS = sections(CONFIGURATION)
+COMMON_KEYS = keys(SECTIONS["Keys of every type"])
+NETWORK_KEYS = keys(SECTIONS["Keys of all types that ask a server over the network"])
+TLS_KEYS = keys(SECTIONS["TLS"])
+TYPES = sorted(registry._BUILT_IN)
+
+
+def map_class(kind: str) -> type[Map]:
+    """Return the class behind the map type *kind*."""
+    return registry._load("type", kind)
+
+
+def is_default(declaration: Setting[object], documented: object) -> bool:
+    """Whether a page's default is the declared one, read as the config file would be."""
+    default = declaration._default
+    if documented is ... or _is_required(declaration):
+        return documented is ... and _is_required(declaration)
+    if documented is None:
+        return not default
+    read = declaration._read("key", documented)
+    # A template is known by its text.
+    return getattr(read, "text", read) == getattr(default, "text", default)
+
+
+def _is_required(declaration: Setting[object]) -> bool:
+    try:
+        declaration.value("", "key", {})
+    except settings.SettingError:
+        return True
+    return False
+
+
+# The configuration.
+
+
+def test_every_top_level_key_is_documented_and_no_other() -> None:
+    documented = {
+        key
+        for title in ("WHERE TO LISTEN", "WHOM TO RUN AS", "LIMITS", "LOGGING")
+        for key in keys(SECTIONS[title])
+        if not key.startswith("log.")
+    }
+    limits = {field.name for field in dataclasses.fields(Config)}
+    assert documented == {*configfile._KEYS, *limits} - {"log", "maps", "default_map"}
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(Config), ids=lambda field: field.name)
+def test_a_limit_has_the_documented_default(field: dataclasses.Field[object]) -> None:
+    documented = keys(SECTIONS["WHERE TO LISTEN"]) | keys(SECTIONS["LIMITS"])
+    assert field.metadata["read"](field.name, documented[field.name]) == field.default
+
+
+def test_every_key_of_a_listen_table_is_named() -> None:
+    text = SECTIONS["WHERE TO LISTEN"]
+    assert all(f".Va {key}" in text for key in configfile._LISTEN_KEYS)
+
+
+def test_the_keys_of_the_log_table_are_documented_with_their_defaults() -> None:
+    documented = {key: value for key, value in keys(SECTIONS["LOGGING"]).items() if key.startswith("log.")}
+    assert documented == {f"log.{key}": value for key, value in dataclasses.asdict(configfile.LogSettings()).items()}
+
+
+def test_every_map_type_has_a_section_and_no_other() -> None:
+    assert sorted(title.removeprefix("Type ") for title in SECTIONS if title.startswith("Type ")) == TYPES
+
+
+def test_the_keys_of_every_type_are_documented_with_their_defaults() -> None:
+    declarations = dict(declared(Map))
+    assert COMMON_KEYS.keys() == declarations.keys()
+    assert [key for key, default in COMMON_KEYS.items() if not is_default(declarations[key], default)] == []
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_the_keys_of_a_type_are_documented_with_their_defaults(kind: str) -> None:
+    owner = map_class(kind)
+    declarations = dict(declared(owner))
+    documented = dict(COMMON_KEYS)
+    if issubclass(owner, NetworkMap):
+        documented |= NETWORK_KEYS
+    if issubclass(owner, TlsSettings):
+        documented |= TLS_KEYS
+    if declarations.keys() >= SECRET_KEYS:
+        documented |= keys(SECTIONS["Secrets"])
+    documented |= keys(SECTIONS[f"Type {kind}"])
+    assert documented.keys() == declarations.keys()
+    assert [key for key, default in documented.items() if not is_default(declarations[key], default)] == []
+
+
+# The commands.
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each command."""
+    (group,) = (action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(group.choices)
+
+
+def test_every_command_is_documented_and_no_other() -> None:
+    assert items(sections(COMMANDS)["COMMANDS"], "Ic").keys() == commands().keys()
+
+
+def options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Iterate over the options of *parser* as a page writes them: without the first dash."""
+    for action in parser._actions:
+        yield from (option[1:] for option in action.option_strings if option not in ("-h", "--help"))
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_the_options_of_a_command_are_documented_and_no_others(name: str) -> None:
+    text = _text_of_command(name)
+    first_line, rest = text.split("\n", 1)
+    assert set(re.findall(r"\bFl (\S+)", first_line)) <= set(options(commands()[name]))
+    described = sections(COMMANDS)["OPTIONS"]
+    for option in options(commands()[name]):
+        assert option in re.findall(r"\bFl (\S+)", first_line + rest + described), f"{option} of {name}"
+
+
+def _text_of_command(name: str) -> str:
+    text = sections(COMMANDS)["COMMANDS"]
+    match = re.search(rf"^\.It Ic {name}\b(.*?)(?=^\.It Ic |\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    assert match
+    return match[1]
+
+
+def test_no_option_is_invented() -> None:
+    real = {option for parser in [cli.parser(), *commands().values()] for option in options(parser)}
+    documented = {
+        option
+        for line in re.findall(r"^\.It (Fl .*)$", sections(COMMANDS)["OPTIONS"], flags=re.MULTILINE)
+        for option in re.findall(r"Fl (\S+)", line)
+    }
+    assert documented == real
+
+
+# The library.
+
+
+def public_names(owner: type) -> set[str]:
+    """Return the public methods, properties and fields that *owner* itself defines."""
+    return {name for name in vars(owner) if not name.startswith("_") and name not in getattr(owner, "_fields", ())}
+
+
+def test_every_public_name_of_the_package_is_documented() -> None:
+    text = LIBRARY.read_text()
+    assert [name for name in prefork_socketmap.__all__ if not re.search(rf"\b{name}\b", text)] == []
+
+
+@pytest.mark.parametrize(
+    "owner",
+    [prefork_socketmap.Server, prefork_socketmap.RunningServer, prefork_socketmap.Reply, client.SocketmapClient],
+    ids=lambda owner: owner.__name__,
+)
+def test_the_methods_of_a_class_are_documented_and_no_others(owner: type) -> None:
+    documented = {
+        name.removeprefix(f"{owner.__name__}.")
+        for name in re.findall(r"^\.It (?:Fn|Va) (\S+)", LIBRARY.read_text(), flags=re.MULTILINE)
+        if name.startswith(f"{owner.__name__}.")
+    }
+    internal = {"encode", "decode"} if owner is prefork_socketmap.Reply else set()
+    assert documented == public_names(owner) - internal
+
+
+def test_the_client_s_exceptions_are_documented() -> None:
+    raised = [
+        name
+        for name, value in inspect.getmembers(client, inspect.isclass)
+        if issubclass(value, client.LookupFailed) and value is not client.LookupFailed
+    ]
+    text = LIBRARY.read_text()
+    assert raised
+    assert [name for name in raised if name not in text] == []
+
+
+# All pages.
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_is_sound_to_mandoc(page: Path) -> None:
+    if not shutil.which("mandoc"):
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("install mandoc: apt install mandoc")
+    lint = subprocess.run(
+        ["mandoc", "-T", "lint", "-W", "warning", page], capture_output=True, text=True, check=False
+    )
+    assert lint.stdout == ""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_refers_only_to_our_pages_that_exist(page: Path) -> None:
+    ours = {match.groups() for match in re.finditer(r"\.Xr (prefork\S+) (\d)", page.read_text())}
+    assert {f"{name}.{section}" for name, section in ours} <= {path.name for path in PAGES}
