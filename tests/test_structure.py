@@ -20,6 +20,7 @@ ALLOWED = {
     "prefork": ["settings"],
     "maps": ["socketmap", "settings"],
     "service": ["socketmap", "prefork", "config"],
+    "background": ["prefork"],
     "client": ["socketmap", "settings", "prefork.listener"],
 }
 # These put the parts together.
