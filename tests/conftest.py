@@ -8,4 +8,6 @@ pytest_plugins = [
     "tests.integration.servers.postgresql",
     "tests.integration.servers.redis",
     "tests.integration.servers.slapd",
+    "tests.maps.opening",
+    "tests.serving",
 ]

@@ -15,6 +15,7 @@ from typing import Any
 import redis
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
+from redis.exceptions import RedisClusterException
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -32,6 +33,7 @@ _PORT = 6379
 _SENTINEL_PORT = 26379
 # The commands that can be asked with, and how many arguments each has.
 _COMMANDS = {"GET": 1, "HGET": 2, "SISMEMBER": 2}
+_LOST = (redis.ConnectionError, RedisClusterException, OSError)
 
 
 class Command(Template):
@@ -42,7 +44,7 @@ class Command(Template):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        word, *arguments = text.split()
+        word, *arguments = text.split() or [""]
         self.word = word.upper()
         if len(arguments) != _COMMANDS.get(self.word):
             raise ValueError(f'{text!r} is no query; expected "GET key", "HGET key field" or "SISMEMBER key member"')
@@ -83,7 +85,7 @@ class RedisMap(TlsSettings, NetworkMap["redis.Redis | RedisCluster"]):
     query = setting(_command)
     """``GET key``, ``HGET key field`` or ``SISMEMBER key member``, with parts of the lookup key in the arguments."""
 
-    errors = (redis.RedisError, OSError)
+    errors = (redis.RedisError, RedisClusterException, OSError)
 
     def __init__(self, name: str, table: Mapping[str, object], base: Path) -> None:
         super().__init__(name, table, base)
@@ -135,7 +137,7 @@ class RedisMap(TlsSettings, NetworkMap["redis.Redis | RedisCluster"]):
         """redis-py has a class for each."""
         if isinstance(error, redis.TimeoutError):
             return Trouble.SLOW
-        return Trouble.LOST if isinstance(error, redis.ConnectionError | OSError) else Trouble.REFUSED
+        return Trouble.LOST if isinstance(error, _LOST) else Trouble.REFUSED
 
     def _options(self, timeout: float) -> dict[str, Any]:
         options: dict[str, Any] = {

@@ -1,0 +1,191 @@
+"""The type ``mysql``, against a real MariaDB."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from prefork_socketmap.maps.base import Map
+from prefork_socketmap.settings import SettingError
+from prefork_socketmap.socketmap.messages import Reply, Status
+from tests.integration.servers.mariadb import DATABASE, PASSWORD, Mariadb
+from tests.integration.servers.process import Certificate
+from tests.maps.opening import OpenMap
+
+Make = Callable[..., Map]
+QUERY = "SELECT goto FROM alias WHERE address = '%s'"
+INJECTIONS = [
+    "x' OR '1'='1",
+    "x'; DROP TABLE alias; --",
+    "x\\' OR 1=1 -- ",
+    "\\",
+    "' UNION SELECT 'secret' -- ",
+    "%s",
+    "\u2019 or 1=1 -- ",
+]
+
+
+@pytest.fixture
+def make(open_map: OpenMap, mariadb: Mariadb) -> Make:
+    """Return a maker of maps on the server, whose table has some rows."""
+    mariadb.execute(
+        "INSERT INTO alias VALUES ('info@example.com', 'staff@example.net'), ('many', 'a'), ('many', 'b'),"
+        "('null', NULL), ('empty', ''), ('it''s', 'quoted'), ('secret', 'secret'), ('müller@example.com', 'ü'),"
+        "('@example.org', 'catch-all')"
+    )
+
+    def make(query: str = QUERY, **table: object) -> Map:
+        login = {"hosts": [f"127.0.0.1:{mariadb.port}"], "dbname": DATABASE, "user": "postfix", "password": PASSWORD}
+        return open_map("mysql", query=query, **{**login, **table})
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("key", "reply"),
+    [
+        ("info@example.com", Reply.ok("staff@example.net")),
+        ("INFO@Example.com", Reply.ok("staff@example.net")),
+        ("müller@example.com", Reply.ok("ü")),
+        ("it's", Reply.ok("quoted")),
+        ("many", Reply.ok("a,b")),
+        ("null", Reply.not_found()),
+        ("empty", Reply.not_found()),
+        ("missing", Reply.not_found()),
+        ("\udcff", Reply.not_found()),
+    ],
+)
+@pytest.mark.parametrize("query", [QUERY, "SELECT goto FROM alias WHERE address = %s"])
+def test_the_query_answers(make: Make, query: str, key: str, reply: Reply) -> None:
+    assert make(query).lookup(key) == reply
+
+
+def test_a_value_that_is_null_is_not_found_with_a_warning(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    make().lookup("null")
+    assert "'null' has an empty value" in caplog.text
+
+
+@pytest.mark.parametrize("key", INJECTIONS)
+@pytest.mark.parametrize("query", [QUERY, "SELECT goto FROM alias WHERE address = '%u'"])
+def test_a_key_cannot_change_the_statement(make: Make, query: str, key: str) -> None:
+    table = make(query)
+    assert table.lookup(key) == Reply.not_found()
+    assert table.lookup("secret") == Reply.ok("secret")
+
+
+@pytest.mark.parametrize("key", INJECTIONS)
+def test_a_key_cannot_change_the_statement_where_backslashes_do_not_quote(
+    make: Make, mariadb: Mariadb, key: str
+) -> None:
+    mariadb.execute("SET GLOBAL sql_mode = 'NO_BACKSLASH_ESCAPES'")
+    try:
+        table = make()
+        assert table.lookup(key) == Reply.not_found()
+        assert table.lookup("it's") == Reply.ok("quoted")
+    finally:
+        mariadb.execute("SET GLOBAL sql_mode = DEFAULT")
+
+
+def test_parts_of_the_key_are_parameters_in_their_order(make: Make) -> None:
+    table = make("SELECT CONCAT('%d', ' ', '%u', ' 100%% ', '%2')")
+    assert table.lookup("user@mail.example") == Reply.ok("mail.example user 100% mail")
+
+
+def test_values_are_the_texts_that_postfix_would_get(make: Make) -> None:
+    assert make("SELECT 1.50, DATE '2026-01-02', TIME '01:02:03', true, 0x41 FROM DUAL WHERE '%s' <> ''").lookup(
+        "x"
+    ) == Reply.ok("1.50,2026-01-02,01:02:03,1,A")
+
+
+def test_a_catch_all_works(make: Make) -> None:
+    assert make(search="address").lookup("anybody@example.org") == Reply.ok("catch-all")
+
+
+def test_a_wrong_statement_is_a_temporary_failure_that_tells_the_client_nothing(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = make("SELECT missing FROM alias WHERE address = '%s'")
+    assert table.lookup("key") == Reply.temp_fail("map m: the query failed")
+    assert "Unknown column 'missing'" in caplog.text
+
+
+@pytest.fixture
+def procedure(mariadb: Mariadb) -> None:
+    """A procedure that selects an alias, and nothing at all for the address "nothing"."""
+    mariadb.execute(
+        "CREATE OR REPLACE PROCEDURE find(IN wanted VARCHAR(255)) READS SQL DATA "
+        "BEGIN IF wanted <> 'nothing' THEN SELECT goto FROM alias WHERE address = wanted; END IF; END"
+    )
+
+
+@pytest.mark.usefixtures("procedure")
+def test_a_stored_procedure_can_be_called_again_and_again(make: Make) -> None:
+    table = make("CALL find('%s')")
+    assert [table.lookup("secret"), table.lookup("missing"), table.lookup("secret")] == [
+        Reply.ok("secret"),
+        Reply.not_found(),
+        Reply.ok("secret"),
+    ]
+
+
+@pytest.mark.usefixtures("procedure")
+@pytest.mark.parametrize(
+    ("required", "reply"),
+    [(True, Reply.temp_fail("map m: the query has no result set")), (False, Reply.not_found())],
+)
+def test_a_missing_result_set_is_what_require_result_set_says(make: Make, required: bool, reply: Reply) -> None:
+    table = make("CALL find('%s')", require_result_set=required)
+    assert table.lookup("nothing") == reply
+    assert table.lookup("secret") == Reply.ok("secret")
+
+
+def test_a_connection_that_was_cut_is_replaced_within_the_lookup(make: Make, mariadb: Mariadb) -> None:
+    table = make()
+    table.lookup("secret")
+    mariadb.terminate_clients()
+    assert table.lookup("secret") == Reply.ok("secret")
+
+
+def test_a_statement_that_takes_too_long_is_a_temporary_failure(make: Make) -> None:
+    table = make("SELECT SLEEP(IF('%s' = 'long', 60, 0))", timeout=0.5)
+    assert table.lookup("short") == Reply.ok("0")
+    assert table.lookup("long") == Reply.temp_fail("map m: the backend is not available")
+
+
+def test_a_unix_socket_is_a_host(make: Make, mariadb: Mariadb) -> None:
+    assert make(hosts=[f"unix:{mariadb.socket}"]).lookup("secret") == Reply.ok("secret")
+
+
+def test_tls_is_verified(make: Make, mariadb: Mariadb, tmp_path: Path) -> None:
+    query = "SELECT variable_value <> '' FROM information_schema.session_status WHERE variable_name = '%s'"
+    (tmp_path / "ca.pem").write_bytes(mariadb.tls.certificate.read_bytes())
+    assert make(query, tls_CAfile="ca.pem").lookup("ssl_cipher") == Reply.ok("1")
+    other = Certificate(tmp_path, "root").certificate
+    assert make(query, tls_CAfile=str(other)).lookup("ssl_cipher").status is Status.TEMP
+    assert make(query, tls_CAfile=str(other), tls_verify_cert=False).lookup("ssl_cipher") == Reply.ok("1")
+
+
+def test_no_error_and_no_log_line_has_the_password(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    table = make(password="hunter2")
+    reply = table.lookup("secret")
+    assert reply == Reply.temp_fail("map m: the backend is not available")
+    assert "Access denied for user 'postfix'" in caplog.text
+    assert "hunter2" not in caplog.text + repr(reply) + repr(table)
+
+
+@pytest.mark.parametrize(
+    ("table", "error"),
+    [
+        ({"hosts": ["http://host/"]}, r"maps\.m\.hosts: 'http://host/' is not accepted"),
+        ({"tls_CAfile": "none"}, r"maps\.m\.tls_CAfile: cannot be used"),
+        ({"tls_cert_file": "none"}, r"maps\.m\.tls_cert_file: cannot be used"),
+        ({"requre_result_set": True}, r"maps\.m\.requre_result_set: .*did you mean .require_result_set"),
+    ],
+)
+def test_a_wrong_setting_is_named(open_map: OpenMap, table: dict[str, object], error: str) -> None:
+    with pytest.raises(SettingError, match=error):
+        open_map("mysql", **{"hosts": ["h"], "query": QUERY, **table})
