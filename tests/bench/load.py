@@ -125,7 +125,9 @@ class Loader:
             self._ask(client, perf_counter_ns())
         while (now := perf_counter_ns()) < end:
             for client in self._readable(end - now):
-                self._ask(client, self._receive(client))
+                received_at = self._receive(client)
+                if not client.asked_at:  # else the server hung up, and the question has been repeated already
+                    self._ask(client, received_at)
 
     def _ask_on_time(self, begin: int, end: int) -> None:
         """Ask at each client's times, which are spread evenly over the interval."""
