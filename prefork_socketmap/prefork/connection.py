@@ -15,6 +15,8 @@ import struct
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from prefork_socketmap.prefork.waiting import LONGEST_WAIT
+
 if TYPE_CHECKING:
     from prefork_socketmap.prefork.worker import Worker
 
@@ -141,7 +143,7 @@ class Connection:
         poll = select.poll()
         poll.register(self.sock, event)
         left = deadline - monotonic()
-        return left > 0 and bool(poll.poll(min(left, 1e6) * 1000))
+        return left > 0 and bool(poll.poll(min(left, LONGEST_WAIT) * 1000))
 
     @property
     def can_go_on(self) -> bool:

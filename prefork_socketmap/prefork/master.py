@@ -30,6 +30,7 @@ from prefork_socketmap.prefork.parking import Lot
 from prefork_socketmap.prefork.pool import Child, Pool
 from prefork_socketmap.prefork.scoreboard import Scoreboard, State
 from prefork_socketmap.prefork.signals import Signals
+from prefork_socketmap.prefork.waiting import LONGEST_WAIT
 from prefork_socketmap.prefork.worker import LET_GO
 
 log = logging.getLogger("prefork_socketmap.master")
@@ -147,10 +148,9 @@ class Master:
 
     def _loop(self) -> None:
         while not (self._stopping and not self._pool.children):
-            longest = _NEVER if self._has_signals else _POLL_CHILDREN
+            longest = LONGEST_WAIT if self._has_signals else _POLL_CHILDREN
             left = min(max(self._due - monotonic(), 0.0), longest)
-            events = self._selector.select(None if left == _NEVER else left)
-            for key, _ in events:
+            for key, _ in self._selector.select(left):
                 key.data()
             if not self._has_signals:
                 self._reap()

@@ -13,6 +13,9 @@ from prefork_socketmap.prefork.signals import Signals
 
 Source = Listener | Channel
 
+LONGEST_WAIT = 1e6
+"""Seconds that one wait may take, since the kernel counts milliseconds in 32 bits. Whoever waits longer asks again."""
+
 
 class SourceWait:
     """Waits until a source may have a connection, or a signal has arrived.
@@ -60,10 +63,13 @@ class SilenceWait:
         self._poll.register(self._lot, 0)
 
     def wait(self, sock: socket.socket, timeout: float | None) -> set[int]:
-        """Return the descriptors that are ready within *timeout* seconds (None: without limit): perhaps *sock*'s."""
+        """Return the descriptors that are ready within *timeout* seconds (None: without limit): perhaps *sock*'s.
+
+        None may be ready a little earlier, when *timeout* is longer than LONGEST_WAIT.
+        """
         self._poll.register(sock, select.POLLIN)
         try:
-            ready = {fd for fd, _ in self._poll.poll(None if timeout is None else timeout * 1000)}
+            ready = {fd for fd, _ in self._poll.poll(None if timeout is None else min(timeout, LONGEST_WAIT) * 1000)}
         finally:
             self._poll.unregister(sock)
         if self._signals.fileno() in ready:
