@@ -14,7 +14,7 @@ from prefork_socketmap.prefork.signals import Signals
 Source = Listener | Channel
 
 LONGEST_WAIT = 1e6
-"""Seconds that one wait may take, since the kernel counts milliseconds in 32 bits. Whoever waits longer asks again."""
+"""Seconds that one wait may take: the kernel counts milliseconds in 32 bits. Whoever waits longer asks again."""
 
 
 class SourceWait:

@@ -1,0 +1,275 @@
+"""Servers, clients and processes for the tests that look at a server from outside, over real sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import multiprocessing
+import os
+import select
+import shutil
+import signal
+import socket
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+
+from prefork_socketmap import Config, Endpoint, RunningServer, Server
+from prefork_socketmap.service import DefaultLookup, Lookup
+from prefork_socketmap.socketmap import netstring
+from tests.waiting import eventually
+
+DEADLINE = 20.0
+"""What a test waits for happens long before so many seconds."""
+
+_forking = multiprocessing.get_context("fork")
+
+
+class End(enum.Enum):
+    """How a connection ended, as the client saw it."""
+
+    ORDERLY = "end of file"
+    RESET = "connection reset"
+
+
+class Client:
+    """A raw connection to a server, which sends what it is told and interprets nothing."""
+
+    def __init__(self, endpoint: str, *, receive_buffer: int = 0) -> None:
+        """Connect. *receive_buffer*, in bytes, makes the client one that takes little at a time."""
+        where = Endpoint.parse(endpoint)
+        self.sock = socket.socket(_family(where), socket.SOCK_STREAM)
+        if receive_buffer:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        if where.kind == "inet":
+            # What is sent in pieces shall arrive in pieces.
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock.settimeout(DEADLINE)
+        self.sock.connect(where.path if where.kind == "unix" else (where.host, where.port))
+        self._decoder = netstring.Decoder(10_000_000)
+
+    def send(self, data: bytes) -> None:
+        """Send *data* as it is."""
+        self.sock.sendall(data)
+
+    def request(self, payload: bytes) -> None:
+        """Send a request, and do not wait for the reply."""
+        self.send(netstring.encode(payload))
+
+    def reply(self) -> bytes:
+        """Return the payload of the next reply."""
+        while (payload := self._decoder.next()) is None:
+            data = self.sock.recv(65536)
+            assert data, "the connection ended before the reply"
+            self._decoder.feed(data)
+        return payload
+
+    def ask(self, payload: bytes) -> bytes:
+        """Return the reply to a request."""
+        self.request(payload)
+        return self.reply()
+
+    def end(self) -> End:
+        """Wait until the server ends the connection; return how. Nothing may arrive before."""
+        assert not self._decoder.pending
+        try:
+            data = self.sock.recv(65536)
+        except ConnectionResetError:
+            return End.RESET
+        assert data == b""
+        return End.ORDERLY
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the server has neither ended the connection nor sent anything that was not asked for."""
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return not poll.poll(0)
+
+    def close(self) -> None:
+        """Hang up."""
+        self.sock.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _family(endpoint: Endpoint) -> socket.AddressFamily:
+    if endpoint.kind == "unix":
+        return socket.AF_UNIX
+    return socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
+
+
+class Gate:
+    """Holds lookups up, in whichever process they run, until the test opens it."""
+
+    def __init__(self) -> None:
+        self._arrived = _forking.Semaphore(0)
+        self._opened = _forking.Semaphore(0)
+
+    def pass_through(self) -> None:
+        """Called in the lookup: tell that it has begun, and wait until it may go on."""
+        self._arrived.release()
+        self._opened.acquire()
+
+    def await_arrival(self) -> None:
+        """Wait until a lookup stands at the gate."""
+        assert self._arrived.acquire(timeout=DEADLINE), "no lookup has reached the gate"
+
+    def open(self) -> None:
+        """Let one lookup go on."""
+        self._opened.release()
+
+
+class Site:
+    """A server that was started in the background, with its clients and its processes."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.running: RunningServer = server.start()
+        self.pid = self.running.pid
+        self._clients: list[Client] = []
+
+    @property
+    def endpoint(self) -> str:
+        """The first endpoint."""
+        return self.running.endpoints[0]
+
+    def connect(self, endpoint: str = "", *, receive_buffer: int = 0) -> Client:
+        """Connect a client, which is closed with the site at the latest."""
+        client = Client(endpoint or self.endpoint, receive_buffer=receive_buffer)
+        self._clients.append(client)
+        return client
+
+    @property
+    def workers(self) -> list[int]:
+        """The process ids of the workers, ready or not."""
+        return children(self.pid)
+
+    def await_workers(self, number: int) -> list[int]:
+        """Wait until so many workers are there and ready; return their process ids."""
+
+        def so_many() -> list[int]:
+            found = self.workers
+            doing = [title(pid) for pid in found]
+            assert len(found) == number, f"{number} workers were expected, there are: {doing}"
+            assert not any("starting" in one or "worker" not in one for one in doing), doing
+            return found
+
+        return eventually(so_many, DEADLINE)
+
+    def close(self) -> None:
+        """Hang up all clients, and stop the server."""
+        for client in self._clients:
+            client.close()
+        self.server.close()
+
+
+Serve = Callable[..., Site]
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A directory for sockets: its path is short, since the kernel allows a socket's path about 100 bytes."""
+    path = Path(tempfile.mkdtemp(prefix="socketmap-"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(params=["inet", "unix"])
+def endpoint(request: pytest.FixtureRequest, directory: Path) -> str:
+    """Where to listen; a test that uses this runs over TCP and over a Unix socket."""
+    return f"unix:{directory}/socket" if request.param == "unix" else "inet:127.0.0.1:0"
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Start servers: ``serve(maps, Config(...), endpoint)``; they are stopped in the end."""
+    with contextlib.ExitStack() as stack:
+
+        def start(
+            maps: Mapping[str, Lookup],
+            config: Config | None = None,
+            endpoint: str = "inet:127.0.0.1:0",
+            default: DefaultLookup | None = None,
+            on_worker_start: Callable[[], object] | None = None,
+        ) -> Site:
+            server = Server(config)
+            for name, lookup in maps.items():
+                server.register_map(name, lookup)
+            if default:
+                server.register_default_map(default)
+            if on_worker_start:
+                server.on_worker_start(on_worker_start)
+            server.listen(endpoint)
+            site = Site(server)
+            stack.callback(site.close)
+            return site
+
+        yield start
+
+
+# Processes, as /proc shows them.
+
+
+def children(pid: int) -> list[int]:
+    """Return the process ids of a process's children, zombies excepted."""
+    try:
+        found = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in _children_of_task(task)]
+    except FileNotFoundError:
+        return []
+    return [child for child in found if is_alive(child)]
+
+
+def _children_of_task(task: Path) -> list[str]:
+    return (task / "children").read_text().split()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs. One that nobody has waited for yet does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def await_end(*pids: int) -> None:
+    """Wait until the processes are gone."""
+    eventually(lambda: not any(map(is_alive, pids)), DEADLINE, f"the end of the processes {pids}")
+
+
+def title(pid: int) -> str:
+    """Return a process's title; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def descriptors(pid: int) -> Counter[str]:
+    """Return what a process's open descriptors are, and how many of each kind."""
+    found: Counter[str] = Counter()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found[_kind_of(str(link.readlink()))] += 1
+    return found
+
+
+def _kind_of(target: str) -> str:
+    """Return a name that is the same for the same kind of descriptor: sockets and pipes differ in their numbers."""
+    return target.partition(":[")[0]
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
+    """Send a signal."""
+    os.kill(pid, number)
