@@ -9,11 +9,12 @@ from __future__ import annotations
 import http
 import http.client
 import logging
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -32,6 +33,10 @@ from prefork_socketmap.socketmap.messages import Reply, to_text
 # More than Postfix takes from a table (100000 bytes), so that the reply's own limit speaks first.
 _MAX_BODY = 1_000_000
 _CHUNK = 65536
+# RFC 9110, sections 5.1 and 5.5; what is no ASCII has no agreed meaning in a header.
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[!-~](?:[ \t!-~]*[!-~])?")
+_ENCODED = re.compile(r"(?<!%)(?:%%)*%[1-9][0-9A-Fa-f]")
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -47,12 +52,17 @@ class Url(Template):
             raise ValueError(f"{text!r} is no URL; expected one that begins with http:// or https:// and a host")
         if "%" in self.host or "@" in self.host:
             raise ValueError("the host can have no part of the key and no password in it; see headers and token")
+        if _ENCODED.search(text):
+            raise ValueError(f"{text!r} has a part such as %2 before another digit; write %%20 to get %20")
         self._target = Template(text.removeprefix(f"{self.scheme}://{self.host}").partition("#")[0] or "/")
 
     def target(self, key: Address) -> str | None:
-        """Return path and query for *key*; None if no path can have it: a segment ``..`` would lead elsewhere."""
+        """Return path and query for *key*; None if a segment ``..`` in the path would lead elsewhere.
+
+        Quoting does not help: many servers decode a path before they resolve it.
+        """
         target = self._target.expand(key, lambda part: quote(part, safe=""))
-        path = target.partition("?")[0]
+        path = unquote(target.partition("?")[0])
         return None if {".", ".."} & set(path.split("/")) else target
 
 
@@ -65,7 +75,18 @@ def _url(key: str, value: object) -> Url:
 
 
 def _headers(key: str, value: object) -> dict[str, str]:
-    return {name: secret(f"{key}.{name}", text) for name, text in settings.table(key, value).items()}
+    found = settings.table(key, value)
+    for name in found:
+        if not _HEADER_NAME.fullmatch(name):
+            raise settings.SettingError(f"{key}.{name}", "is no name of a header")
+    return {name: _header(f"{key}.{name}", text) for name, text in found.items()}
+
+
+def _header(key: str, value: object) -> str:
+    text = secret(key, value)
+    if not _HEADER_VALUE.fullmatch(text):
+        raise settings.SettingError(key, "has a character that no header may have")
+    return text
 
 
 class HttpMap(TlsSettings, NetworkMap[HTTPConnection]):
@@ -153,7 +174,12 @@ class HttpMap(TlsSettings, NetworkMap[HTTPConnection]):
 
     def _request_headers(self) -> dict[str, str]:
         token = self._token.read()
-        return {**self.headers, **({"Authorization": f"Bearer {token}"} if token else {})}
+        if not token:
+            return dict(self.headers)
+        if not _HEADER_VALUE.fullmatch(token):
+            # http.client would refuse it, and show it.
+            raise LookupFailedError(Reply.temp_fail(f"map {self.name}: the token is not printable ASCII"))
+        return {**self.headers, "Authorization": f"Bearer {token}"}
 
     def _failure(self, status: int) -> LookupFailedError:
         reason = f"map {self.name}: the server answered with HTTP status {status}"

@@ -6,6 +6,7 @@ frozen as the other servers can.
 
 from __future__ import annotations
 
+import posixpath
 import ssl
 import sys
 import threading
@@ -16,11 +17,12 @@ from urllib.parse import parse_qs, unquote, urlsplit
 class Handler(BaseHTTPRequestHandler):
     """Answers by the path.
 
+    - ``/``: "root".
     - ``/status/CODE``: that status, with the body "failed".
     - ``/header/NAME``: what the client sent in that header.
     - ``/body?text=TEXT``: TEXT.
     - ``/once?...``: the same, and the connection is closed without a word about it.
-    - ``/target``: the request's target as it came.
+    - ``/large``: two million bytes.
     - ``/alias/KEY``: the address that is known for KEY, or 404.
     """
 
@@ -29,17 +31,23 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer."""
-        path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
+        # As most servers do: decode first, and then follow "..".
+        path = posixpath.normpath(unquote(urlsplit(self.path).path))
+        query = parse_qs(urlsplit(self.path).query)
         kind, _, rest = path.lstrip("/").partition("/")
-        if kind == "status":
+        if not kind:
+            self._answer(200, "root")
+        elif kind == "status":
             self._answer(int(rest), "failed")
         elif kind == "header":
             self._answer(200, self.headers.get(rest, ""))
         elif kind in ("body", "once"):
             self._answer(200, query.get("text", [""])[0])
             self.close_connection = kind == "once"
-        elif unquote(rest) in self.aliases:
-            self._answer(200, self.aliases[unquote(rest)] + "\n")
+        elif kind == "large":
+            self._answer(200, "x" * 2_000_000)
+        elif rest in self.aliases:
+            self._answer(200, self.aliases[rest] + "\n")
         else:
             self._answer(404, self.path)
 
