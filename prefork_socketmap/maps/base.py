@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from prefork_socketmap import settings
-from prefork_socketmap.maps import search, template
+from prefork_socketmap.maps import template
 from prefork_socketmap.maps.ratelimit import RateLimitedLogger
+from prefork_socketmap.maps.search import ORDERS, Rules, propagate
 from prefork_socketmap.maps.setting import read_table, setting
 from prefork_socketmap.maps.template import Address, Template
 from prefork_socketmap.socketmap.messages import Reply
@@ -41,7 +42,7 @@ class LookupFailedError(Exception):
 
 
 def _order(key: str, value: object) -> str:
-    return settings.choice(key, value, search.ORDERS)
+    return settings.choice(key, value, ORDERS)
 
 
 class Map(abc.ABC):
@@ -97,10 +98,8 @@ class Map(abc.ABC):
             *(value.needs_of_key for value in vars(self).values() if isinstance(value, Template))
         )
         self._domains = frozenset(domain.casefold() for domain in self.domain)
-        self._candidates = search.ORDERS[self.search]
-        self._rules = search.Rules(
-            self.recipient_delimiter, frozenset(domain.casefold() for domain in self.local_domains)
-        )
+        self._candidates = ORDERS[self.search]
+        self._rules = Rules(self.recipient_delimiter, frozenset(domain.casefold() for domain in self.local_domains))
         self._require_address_search()
         self.cache = self._make_cache()
         self._opened = False
@@ -177,7 +176,7 @@ class Map(abc.ABC):
         for candidate in self._candidates(key, self._rules):
             values = self._find(candidate.key)
             if values and self.propagate_extension and candidate.extension:
-                values = [search.propagate(candidate.extension, value) for value in values]
+                values = [propagate(candidate.extension, value) for value in values]
             if values:
                 return Reply.ok(",".join(values))
         return Reply.not_found()
@@ -191,10 +190,14 @@ class Map(abc.ABC):
                 key,
             )
             return ()
+        find = self._find_and_tell if log.isEnabledFor(logging.DEBUG) else self.find
+        return self._format(key, find(key) or ())
+
+    def _find_and_tell(self, key: str) -> Sequence[str] | None:
         begin = time.monotonic()
-        values = self.find(key) or ()
-        log.debug("map %s: %r: %s, %.1f ms", self.name, key, values, (time.monotonic() - begin) * 1000)
-        return self._format(key, values)
+        values = self.find(key)
+        log.debug("map %s: %r: %s, %.1f ms", self.name, key, values or "not found", (time.monotonic() - begin) * 1000)
+        return values
 
     def _is_wanted(self, key: str) -> bool:
         """Whether *key* is a text, has what the templates need, and lies in ``domain``."""

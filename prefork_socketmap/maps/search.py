@@ -12,7 +12,7 @@ way.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
@@ -84,8 +84,8 @@ def _split_extension(local: str, delimiters: str) -> tuple[str, str]:
     return (local[:end], local[end:]) if end else (local, "")
 
 
-def _exact(key: str, rules: Rules) -> Iterator[Candidate]:  # noqa: ARG001 - one signature for all orders
-    yield Candidate(key)
+def _exact(key: str, rules: Rules) -> Iterable[Candidate]:  # noqa: ARG001 - one signature for all orders
+    return (Candidate(key),)
 
 
 def _address(key: str, rules: Rules) -> Iterator[Candidate]:
@@ -154,7 +154,7 @@ def _names(name: str, prefix: str = "") -> Iterator[Candidate]:
         parent = name.find(".", parent + 1)
 
 
-ORDERS: Mapping[str, Callable[[str, Rules], Iterator[Candidate]]] = {
+ORDERS: Mapping[str, Callable[[str, Rules], Iterable[Candidate]]] = {
     "exact": _exact,
     "address": _address,
     "transport": _transport,

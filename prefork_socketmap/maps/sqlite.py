@@ -17,7 +17,10 @@ from prefork_socketmap.socketmap.messages import Reply, to_text
 
 
 class SqliteMap(Map):
-    """Answers with every column of every row that the query finds."""
+    """Answers with the first column of every row that the query finds.
+
+    As Postfix's sqlite: does; its mysql: and pgsql: take every column.
+    """
 
     dbpath = setting(settings.text)
     """The database file."""
@@ -49,7 +52,7 @@ class SqliteMap(Map):
         log.debug("map %s: %s with %r", self.name, self._statement, parameters)
         try:
             self._reconnect_if_replaced()
-            return sql.values(self._connection.execute(self._statement, parameters))
+            return sql.values(row[:1] for row in self._connection.execute(self._statement, parameters))
         except sqlite3.Error as error:
             self.complaints.log(logging.ERROR, "%r: %s", key, error)
             raise LookupFailedError(Reply.temp_fail(f"map {self.name}: the query failed")) from error

@@ -179,7 +179,7 @@ def test_the_debug_log_tells_every_key_that_was_tried(caplog: pytest.LogCaptureF
     caplog.set_level(logging.DEBUG)
     DictMap({"@d.test": ["all"]}, search="address", domain=["d.test"]).lookup("user@d.test")
     assert [record.getMessage().split(",")[0] for record in caplog.records] == [
-        "map test: 'user@d.test': ()",
+        "map test: 'user@d.test': not found",
         "map test: '@d.test' is not looked up: it is no text",
     ]
 
