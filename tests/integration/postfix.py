@@ -58,6 +58,27 @@ postlog  unix-dgram n - n - 1 postlogd
 """
 
 
+class Session(smtplib.SMTP):
+    """A client's session with smtpd(8)."""
+
+    def __init__(self, port: int) -> None:
+        # The longest that Postfix waits for a lookup is 100 s.
+        super().__init__("127.0.0.1", port, local_hostname="client.example.test", timeout=150)
+
+    def try_recipient(self, address: str) -> tuple[int, str]:
+        """Say RCPT TO; return the code and the text of the answer."""
+        code, text = self.rcpt(address)
+        return code, text.decode()
+
+    def deliver(self, recipient: str) -> str:
+        """Send a mail; return its queue id."""
+        code, text = self.try_recipient(recipient)
+        assert code == 250, text
+        code, answer = self.data("Subject: hello\r\n\r\nhello\r\n")
+        assert code == 250, answer
+        return answer.decode().rpartition(" ")[2]
+
+
 class Postfix:
     """A Postfix of its own, set up when it is made and started by ``start``. ``close`` stops and removes it.
 
@@ -100,11 +121,11 @@ class Postfix:
         """Let new processes, with empty caches, take over."""
         self._run(self._postfix, "-c", self._etc, "reload")
 
-    def smtp(self) -> smtplib.SMTP:
-        """Return an SMTP session with smtpd, which is a context manager; EHLO is said."""
-        # The longest that Postfix waits for a lookup is 100 s.
-        session = smtplib.SMTP("127.0.0.1", self.port, local_hostname="client.example.test", timeout=150)
-        session.ehlo()
+    def smtp(self) -> Session:
+        """Return a new SMTP session with smtpd, which is a context manager. A sender is accepted already."""
+        session = Session(self.port)
+        session.ehlo_or_helo_if_needed()
+        assert session.mail("sender@client.example.test")[0] == 250
         return session
 
     def postmap(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
@@ -115,6 +136,10 @@ class Postfix:
     def log(self) -> str:
         """Return the mail log so far."""
         return self._log.read_text(errors="replace")
+
+    def clear_log(self) -> None:
+        """Forget the mail log so far."""
+        self._log.write_text("")
 
     def logged(self, *texts: str, within: float = 30) -> str:
         """Wait for a line of the mail log that has all *texts*, and return it."""
