@@ -22,7 +22,7 @@ def check(arguments: argparse.Namespace) -> int:
     if code < 0:
         return _complain(f"{settings.path}: opening the maps ended with signal {-code}")
     if code == os.EX_OK:
-        print(f"{settings.path}: right")
+        print(f"{settings.path}: OK")
     return code
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.metadata
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +29,23 @@ class Parser(argparse.ArgumentParser):
         self.exit(os.EX_USAGE, f"{self.prog}: {message}\n")
 
 
+class ShowVersion(argparse.Action):
+    """Shows the version of the installed package: looked up only then, since that takes longer than all the rest."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,  # noqa: ARG002 - an Action
+        values: object,  # noqa: ARG002
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> NoReturn:
+        """Show it and exit."""
+        from importlib.metadata import version
+
+        print(f"{PROGRAM} {version(PROGRAM)}")
+        parser.exit()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in *argv*, by default in ``sys.argv``, and return its exit code."""
     arguments = parser().parse_args(argv)
@@ -38,15 +55,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return os.EX_CONFIG
+    except OSError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return os.EX_NOPERM if isinstance(error, PermissionError) else os.EX_OSERR
     except KeyboardInterrupt:
-        return 128 + 2
+        return 128 + signal.SIGINT
     return code
 
 
 def parser() -> Parser:
     """Return the parser for all commands; each sets ``run`` to "module:function"."""
     top = Parser(prog=PROGRAM, description="Answer Postfix socketmap: lookups with preforked workers.")
-    top.add_argument("--version", action="version", version=f"{PROGRAM} {importlib.metadata.version(PROGRAM)}")
+    top.add_argument("--version", action=ShowVersion, nargs=0, help="show the version and exit")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     _add_serve(commands)
     _add_check(commands)

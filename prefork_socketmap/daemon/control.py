@@ -24,6 +24,7 @@ from prefork_socketmap.settings import SettingError
 # Exit codes of an init script's "status": LSB, "Init Script Actions".
 DEAD_WITH_PID_FILE = 1
 NOT_RUNNING = 3
+UNKNOWN = 4
 # And of its other actions.
 FAILED = 1
 NOT_RUNNING_FOR_AN_ACTION = 7
@@ -111,11 +112,14 @@ def stop(arguments: argparse.Namespace) -> int:
 def status(arguments: argparse.Namespace) -> int:
     """Print whether the server runs; return the exit code that LSB demands of an init script."""
     places = _places(arguments)
-    with _running(places) as server:
-        if server:
-            for line in _describe(server, state.read(places.state_file)):
-                print(line)
-            return os.EX_OK
+    try:
+        with _running(places) as server:
+            if server:
+                for line in _describe(server, state.read(places.state_file)):
+                    print(line)
+                return os.EX_OK
+    except PermissionError as error:
+        return _complain(f"not known whether it is running: {error}", UNKNOWN)
     if places.pid_file.exists():
         print(f"prefork-socketmap is dead: it left {places.pid_file} behind")
         return DEAD_WITH_PID_FILE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -9,6 +10,8 @@ from collections.abc import Callable, Iterable
 import daemon.daemon  # type: ignore[import-untyped]
 
 _UMASK = 0o022
+
+log = logging.getLogger("prefork_socketmap.master")
 
 
 class Launch:
@@ -52,7 +55,13 @@ def in_background(program: Callable[[Launch], int], keep: Iterable[int]) -> int:
     os.close(reader)
     _become_daemon([*keep, writer])
     launch = Launch(writer)
-    return program(launch)
+    try:
+        return program(launch)
+    except Exception as error:
+        # Nobody sees a traceback here, and the interpreter prints it where nobody looks.
+        log.exception("the daemon ends")
+        launch.failed(os.EX_SOFTWARE, f"{type(error).__name__}: {error}")
+        return os.EX_SOFTWARE
 
 
 def _wait(child: int, reader: int) -> int:

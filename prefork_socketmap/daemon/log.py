@@ -35,9 +35,12 @@ _PREFIXES = {logging.WARNING: "warning: ", logging.ERROR: "error: ", logging.CRI
 def set_up(process: str, settings: LogSettings) -> None:
     """Send the log of this process, the ``"master"`` or a ``"worker"``, where *settings* say."""
     handler = SyslogHandler(process) if settings.to == "syslog" else StderrHandler(process)
+    level = logging.getLevelNamesMapping()[settings.level.upper()]
     root = logging.getLogger()
     root.handlers[:] = [CountingHandler(handler)]
-    root.setLevel(settings.level.upper())
+    # Debugging us is no reason to debug every library: some log at that level what is secret.
+    root.setLevel(max(level, logging.INFO))
+    logging.getLogger("prefork_socketmap").setLevel(level)
 
 
 def printable(text: str) -> str:

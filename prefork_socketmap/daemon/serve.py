@@ -79,20 +79,20 @@ def serve(arguments: argparse.Namespace) -> int:
         arguments.verbose,
         arguments.daemon,
     )
-    source.load()  # what is wrong in the file is told before anything is done
+    settings = source.load()
     inherited = activation.inherited_sockets()
+    run = functools.partial(_run, source, settings, inherited)
     if not arguments.daemon:
-        return _run(source, inherited, Foreground())
+        return run(Foreground())
     from prefork_socketmap.daemon.detach import in_background
 
-    return in_background(functools.partial(_run, source, inherited), [sock.fileno() for sock in inherited])
+    return in_background(run, [sock.fileno() for sock in inherited])
 
 
-def _run(source: Source, inherited: Sequence[socket], launch: Launch) -> int:
+def _run(source: Source, settings: Settings, inherited: Sequence[socket], launch: Launch) -> int:
     titled = Titled(f"prefork-socketmap: master [{source.path}]")
+    log.set_up("master", settings.log)
     try:
-        settings = source.load()
-        log.set_up("master", settings.log)
         with _claimed(settings.places) as state:
             _warn_about_root(settings)
             master = Master(

@@ -48,10 +48,11 @@ def open_maps(settings: Settings) -> dict[str, Map]:
 
     Raises SettingError for a wrong table, and whatever a map's code or library raises when it is opened.
     """
-    if settings.account:
-        settings.account.assume()
+    # The registry is ours. Which types, libraries and modules of users it imports, the tables say, and that is later.
     from prefork_socketmap.maps import registry
 
+    if settings.account:
+        settings.account.assume()
     tables = dict(settings.maps)
     if settings.default_map is not None:
         # Among the others, so that a chain can be the default.

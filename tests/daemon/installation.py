@@ -109,6 +109,15 @@ class Installation:
         """Return the pids of the master's children."""
         return children(self.pid)
 
+    def idle_workers(self) -> list[int]:
+        """Wait until all workers have started and wait for connections; return their pids."""
+
+        def all_idle() -> list[int]:
+            pids = self.workers()
+            return pids if all(process_title(pid).endswith(", idle") for pid in pids) else []
+
+        return eventually(all_idle, what="idle workers")
+
     def lookup(self, name: str = "colours", key: str = "sky") -> str | None:
         """Ask the server over TCP."""
         with SocketmapClient(self.endpoint) as client:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 
-from tests.daemon.installation import Installation, has_ended
+import pytest
+
+from tests.daemon.installation import TIMEOUT, Installation, has_ended
 from tests.waiting import eventually
 
 
@@ -121,3 +125,26 @@ def test_a_pid_file_of_the_command_line_comes_before_the_configured_one(installa
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=10) == 0
     assert not other.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change users")
+def test_without_the_right_to_know_status_is_4_and_stop_is_refused(installation: Installation) -> None:
+    installation.start()
+    # All modules first: Python may be installed where only root can read it.
+    program = (
+        "import os, pwd, sys; from prefork_socketmap.daemon import cli, control;"
+        "cli.parser().parse_args(sys.argv[1:]); os.setuid(pwd.getpwnam('nobody').pw_uid); sys.exit(cli.main(sys.argv[1:]))"
+    )
+
+    def as_nobody(command: str) -> subprocess.CompletedProcess[str]:
+        arguments = [sys.executable, "-c", program, command, "-c", str(installation.config)]
+        return subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=TIMEOUT)
+
+    assert as_nobody("status").returncode == 0
+    stop = as_nobody("stop")
+    assert (stop.returncode, stop.stderr) == (os.EX_NOPERM, "prefork-socketmap: [Errno 1] Operation not permitted\n")
+    installation.pid_file.chmod(0o600)
+    status = as_nobody("status")
+    assert status.returncode == 4
+    assert "Permission denied" in status.stderr
+    assert installation.lookup() == "blue"

@@ -67,6 +67,7 @@ def _restored() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+    logging.getLogger("prefork_socketmap").setLevel(logging.NOTSET)
 
 
 @pytest.mark.usefixtures("_restored")
@@ -97,6 +98,15 @@ def test_lines_below_the_level_are_not_logged(capsys: pytest.CaptureFixture[str]
     log.set_up("master", LogSettings(level="warning"))
     logging.getLogger("prefork_socketmap.master").info("text")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("_restored")
+def test_libraries_are_not_debugged_with_us(capsys: pytest.CaptureFixture[str]) -> None:
+    log.set_up("master", LogSettings(level="debug"))
+    logging.getLogger("some.library").debug("secret")
+    logging.getLogger("prefork_socketmap.master").debug("ours")
+    assert "secret" not in (printed := capsys.readouterr().err)
+    assert "ours" in printed
 
 
 @pytest.mark.parametrize("hostile", ["a\nb", "a\r\nb", "a\0b", "a\x1b[2Jb", "a\u2028b", "a\x85b", "a\udcffb"])

@@ -32,7 +32,7 @@ def test_workers_have_the_configured_uid_gid_and_groups(installation: Installati
     gid = grp.getgrnam(group).gr_gid if group else user.pw_gid
     installation.configure('user = "nobody"\n' + (f'group = "{group}"\n' if group else ""))
     installation.start()
-    for worker in installation.workers():
+    for worker in installation.idle_workers():
         status = process_status(worker)
         # Real, effective, saved and file system ids: there is no way back to root.
         assert status["Uid"] == [str(user.pw_uid)] * 4
@@ -116,7 +116,7 @@ def test_the_master_never_imports_a_map(installation: Installation) -> None:
 def test_process_titles_tell_who_does_what(installation: Installation) -> None:
     process = installation.start()
     assert process_title(process.pid) == f"prefork-socketmap: master [{installation.config}]"
-    assert "prefork-socketmap: worker, generation 1, idle" in map(process_title, installation.workers())
+    assert set(map(process_title, installation.idle_workers())) == {"prefork-socketmap: worker, generation 1, idle"}
     assert installation.run("reload").returncode == 0
     assert process_title(process.pid) == f"prefork-socketmap: master [{installation.config}]"
     eventually(

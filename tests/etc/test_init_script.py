@@ -70,7 +70,7 @@ def test_a_whole_life(installation: Installation, script: Script, user: str) -> 
     assert installation.lookup() == "blue"
     if user:
         uid = str(pwd.getpwnam(user).pw_uid)
-        assert {process_status(worker)["Uid"][0] for worker in installation.workers()} == {uid}
+        assert {process_status(worker)["Uid"][0] for worker in installation.idle_workers()} == {uid}
     first = installation.pid
     status = script("status")
     assert status.returncode == 0
