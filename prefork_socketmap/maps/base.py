@@ -124,9 +124,9 @@ class Map(abc.ABC):
 
     def lookup(self, key: str) -> Reply:
         """Look *key* up. What ``find`` raises apart from LookupFailedError goes to the caller."""
-        if self.fold:
-            # Not lower(): Postfix folds "ß" to "ss" and the Kelvin sign to "k", too.
-            key = key.casefold()
+        # An extension is propagated in the case in which it was asked; then each candidate is folded, not the key.
+        if self.fold and not self.propagate_extension:
+            key = _fold(key)
         try:
             return self._search(key) if self.cache is None else self.cache.get(key)
         except LookupFailedError as failure:
@@ -183,6 +183,8 @@ class Map(abc.ABC):
 
     def _find(self, key: str) -> Sequence[str]:
         """Return what ``find`` finds at *key*, in the result format."""
+        if self.fold and self.propagate_extension:
+            key = _fold(key)
         if not self._is_wanted(key):
             log.debug(
                 "map %s: %r is not looked up: it is no text, lacks a part, or its domain is not served",
@@ -225,6 +227,11 @@ class Map(abc.ABC):
             self.complaints.log(logging.WARNING, "%r has %s", key, problem)
             raise LookupFailedError(Reply.temp_fail(f"map {self.name}: {problem}"))
         return kept
+
+
+def _fold(key: str) -> str:
+    # Not lower(): Postfix folds "ß" to "ss" and the Kelvin sign to "k", too.
+    return key.casefold()
 
 
 def _is_text(key: str) -> bool:

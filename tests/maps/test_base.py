@@ -142,8 +142,11 @@ def test_an_unmatched_extension_is_propagated_to_every_address() -> None:
         search="address",
         recipient_delimiter="+-",
         propagate_extension=True,
+        cache_ttl=100,
     )
-    assert table.lookup("user-Ext@d.test") == Reply.ok("a-ext@x.test,b-ext")
+    assert table.lookup("user-ext@d.test") == Reply.ok("a-ext@x.test,b-ext")
+    # In the case in which it was asked.
+    assert table.lookup("User-Ext@d.test") == Reply.ok("a-Ext@x.test,b-Ext")
     # A catch-all has none of the address, and Postfix adds nothing to it either.
     assert table.lookup("other+ext@d.test") == Reply.ok("c")
 
