@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from prefork_socketmap.prefork.worker import Worker
 
 PATIENCE = 0.05
+_CHECK_EVERY = 16
 _READ_SIZE = 4096  # Postfix writes at most so much at a time
 _KERNEL_TIMEOUT = struct.pack("@ll", 0, int(PATIENCE * 1e6))
 _RESET_ON_CLOSE = struct.pack("@ii", 1, 0)
@@ -39,22 +40,32 @@ class Ending(enum.Enum):
 
 
 class Connection:
-    """An accepted connection, in the hands of a worker.
+    """A connection in the hands of a worker.
 
-    ``client`` is the peer's IP address, or ``"local"`` for a Unix socket. ``ending`` says how it ended; a handler
-    sets it to REFUSED when it has sent something after which it does not want to read on. ``job_begins`` and
-    ``job_ends`` enclose what the job's time limit is for: past it, ``Overdue`` is raised in between.
+    ``client`` is the peer's IP address, or ``"local"`` for a Unix socket. ``number`` and ``serial`` say where it
+    stands in the lot, if it does (see ``parking``). ``ending`` says how a turn of serving it ended; a handler sets it
+    to REFUSED when it has sent something after which it does not want to read on. ``job_begins`` and ``job_ends``
+    enclose what the job's time limit is for: past it, ``Overdue`` is raised in between.
     """
 
-    def __init__(self, sock: socket.socket, worker: Worker) -> None:
+    def __init__(self, sock: socket.socket, worker: Worker, number: int = 0, serial: int = 0) -> None:
         self.sock = sock
+        self.number = number
+        self.serial = serial
         self.ending = Ending.GONE
-        self._taken = monotonic()
-        self._worker = worker
-        self._recv = sock.recv
         self.job_begins = worker.job_begins
         self.job_ends = worker.row.job_ends
+        self._worker = worker
+        self._recv = sock.recv
         self._is_tcp = sock.family != socket.AF_UNIX
+        self._awaited = 1
+        # A new client has more than one question, as a rule: Postfix asks for sender and recipient in one go.
+        self._is_busy = True
+        self.client = sock.getpeername()[0] if self._is_tcp else "local"
+
+    def set_options(self) -> None:
+        """Set the options of a socket that was just accepted."""
+        sock = self.sock
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _KERNEL_TIMEOUT)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _KERNEL_TIMEOUT)
         if self._is_tcp:
@@ -62,20 +73,26 @@ class Connection:
             # TCP connection that it always retries. An orderly close can make it defer mail (a stale errno).
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.client = sock.getpeername()[0] if self._is_tcp else "local"
+
+    def begin_turn(self, silent_since: float) -> None:
+        """Begin to serve a connection from the lot, whose client was silent from *silent_since* until now."""
+        self.ending = Ending.GONE
+        self._awaited = 0  # it has spoken: there is nothing to wait for
+        self._is_busy = monotonic() - silent_since < PATIENCE
 
     def await_request(self) -> bytes:
         """Return the first bytes of the next request, or none when the handler shall return.
 
-        To be called between two requests: here the worker lets go of a connection when the client is silent for
-        idle_timeout, when others need the worker more, or when the worker has to leave.
+        To be called between two requests: here the worker lets go of a connection when the client is silent, when
+        others need the worker more, or when the worker has to leave.
         """
-        worker = self._worker
-        if worker.must_leave:
+        if self._worker.must_leave:
             self.ending = Ending.MOVED
             return b""
-        if worker.board.crowded:
-            return self._await_crowded()
+        if self._awaited and not self._may_wait():
+            self.ending = Ending.MOVED
+            return b""
+        self._awaited += 1
         try:
             return self._recv(_READ_SIZE)
         except BlockingIOError:
@@ -83,17 +100,17 @@ class Connection:
         except OSError:
             return b""
 
-    def _await_silent(self) -> bytes:
-        """Wait for a client that has not spoken for PATIENCE."""
-        if not self._worker.wait_while_silent(self.sock):
-            self.ending = Ending.SILENT
-            return b""
-        return self._receive_now()
+    def _may_wait(self) -> bool:
+        """Whether to wait for the next request: a busy client's, while another worker is there for other clients."""
+        if not self._is_busy:
+            return not self._worker.can_park
+        # Now and then is enough, and costs a busy client nothing.
+        return self._awaited % _CHECK_EVERY != 1 or self._worker.is_dispensable()
 
-    def _await_crowded(self) -> bytes:
-        """Wait for the next request no longer than a busy client takes for it."""
-        if not self._worker.may_keep(self.sock, self._taken):
-            self.ending = Ending.MOVED
+    def _await_silent(self) -> bytes:
+        """Wait for a client that has not spoken for PATIENCE, where the connection cannot be parked."""
+        if self._worker.can_park or not self._worker.wait_while_silent(self.sock):
+            self.ending = Ending.SILENT
             return b""
         return self._receive_now()
 

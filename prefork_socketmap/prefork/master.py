@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import os
 import resource
-import select
 import selectors
 import signal
 import socket
@@ -26,19 +26,17 @@ from prefork_socketmap.prefork.channel import Channel, Kind, Message
 from prefork_socketmap.prefork.generation import Generation, Plan
 from prefork_socketmap.prefork.limits import Limits
 from prefork_socketmap.prefork.listener import Endpoint, Listener
-from prefork_socketmap.prefork.parking import Lot
+from prefork_socketmap.prefork.parking import Keeper, Lot
 from prefork_socketmap.prefork.pool import Child, Pool
 from prefork_socketmap.prefork.scoreboard import Scoreboard, State
 from prefork_socketmap.prefork.signals import Signals
 from prefork_socketmap.prefork.waiting import LONGEST_WAIT
-from prefork_socketmap.prefork.worker import LET_GO
 
 log = logging.getLogger("prefork_socketmap.master")
 
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGCHLD)
 _NEVER = float("inf")
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # between the attempts to start a worker that cannot start
-_CROWD_CHECK = 1.0
 _POLL_CHILDREN = 0.1  # where no signal tells of their end
 _RESERVED_DESCRIPTORS = 128  # of the limit: for listeners, channels, logs, and what the embedding program has open
 
@@ -95,7 +93,6 @@ class Master:
         self._due = 0.0
         self.board = Scoreboard()
         self._signals = Signals()
-        self._watched: list[Listener] = []
 
     @property
     def endpoints(self) -> list[Endpoint]:
@@ -110,16 +107,19 @@ class Master:
         self._has_signals = threading.current_thread() is threading.main_thread()
         if self._has_signals:
             self._signals.install(dict.fromkeys(_HANDLED))
-        self._room_to_park = _raise_descriptor_limit() - _RESERVED_DESCRIPTORS
-        inbox, workers_inbox = Channel.pair()
-        workers_lot, to_workers = Channel.pair()
-        self._inbox = inbox
-        self._lot = Lot(to_workers, self.board)
-        self._pool = Pool(self.board, workers_inbox, workers_lot, self._leave_to_child)
+        limit = _raise_descriptor_limit()
+        self._room_to_park = limit - _RESERVED_DESCRIPTORS
+        self._inbox, workers_inbox = Channel.pair()
+        self._inbox.sock.setblocking(False)
+        # The pipe's other end closes with this process, however it ends: that is how workers learn of it.
+        ends_with_us, self._held = os.pipe()
+        self._lot = Lot(limit)
+        self._lot.add(ends_with_us, always=True)
+        self._keeper = Keeper(self._lot)
+        self._pool = Pool(self.board, workers_inbox, self._lot, ends_with_us, self._leave_to_child)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
-        self._selector.register(inbox, selectors.EVENT_READ, self._on_messages)
-        self._selector.register(self._lot, selectors.EVENT_READ, self._on_lot)
+        self._selector.register(self._inbox, selectors.EVENT_READ, self._on_messages)
         if self._lifeline:
             self._selector.register(self._lifeline, selectors.EVENT_READ, self._on_end_of_lifeline)
         title = getproctitle()
@@ -129,7 +129,9 @@ class Master:
             self._loop()
         finally:
             gc.unfreeze()
-            self._close([inbox, workers_inbox, workers_lot, to_workers])
+            self._close()
+            workers_inbox.close()
+            os.close(ends_with_us)
             setproctitle(title)
 
     def stop(self) -> None:
@@ -164,8 +166,7 @@ class Master:
             watchdog.check(self._pool.children.values(), limits.lookup_timeout, now),
             self._replenish(now),
             self._shrink(now),
-            self._thin_out(now),
-            self._lot.expire(limits.park_timeout, now) if limits.park_timeout else _NEVER,
+            self._keeper.expire(limits.park_timeout, now) if limits.park_timeout and len(self._keeper) else _NEVER,
             self._kill_stragglers(now),
         )
 
@@ -174,7 +175,7 @@ class Master:
         return (self._current.plan if self._current else self._plan).limits
 
     def _on_signals(self) -> None:
-        actions = {
+        actions: dict[int, Callable[[], None]] = {
             signal.SIGCHLD: self._reap,
             signal.SIGHUP: self._begin_reload,
             signal.SIGTERM: self._begin_stop,
@@ -182,25 +183,21 @@ class Master:
             signal.SIGQUIT: self._stop_at_once,
         }
         for number in self._signals.take():
-            actions[signal.Signals(number)]()
+            if action := actions.get(number):  # another one is the embedding program's, and its handler has run
+                action()
         self._due = 0.0
 
     def _on_messages(self) -> None:
+        actions = {
+            Kind.READY: self._on_ready,
+            Kind.FAILED: self._on_failed,
+            Kind.SPARE: self._on_spare,
+            Kind.PARK: self._on_park,
+            Kind.FETCH: self._on_fetch,
+            Kind.GONE: self._on_gone,
+        }
         while message := self._inbox.receive():
-            if message.connection:
-                self._park(message.connection)
-            else:
-                self._hear(message)
-
-    def _hear(self, message: Message) -> None:
-        child = self._pool.children.get(message.pid)
-        self._due = 0.0
-        if message.kind is Kind.SPARE:
-            self._relieve()
-        elif child and message.kind is Kind.READY:
-            self._on_ready(child)
-        elif child and message.kind is Kind.FAILED:
-            self._on_failure(child, message.text)
+            actions[message.kind](message)
 
     # Starting, and reloading.
 
@@ -230,15 +227,22 @@ class Master:
             raise
         self._candidate = candidate
 
-    def _on_ready(self, child: Child) -> None:
-        child.ready = True
-        self._pause = _FIRST_PAUSE
-        if child.generation is self._candidate:
-            self._commit(self._candidate)
+    def _on_ready(self, message: Message) -> None:
+        child = self._pool.children.get(message.pid)
+        if child:
+            child.ready = True
+            self._pause = _FIRST_PAUSE
+            if child.generation is self._candidate:
+                self._commit(self._candidate)
+
+    def _on_failed(self, message: Message) -> None:
+        child = self._pool.children.get(message.pid)
+        if child:
+            child.killed = True  # its end is explained
+            self._on_failure(child, message.text)
 
     def _on_failure(self, child: Child, reason: str) -> None:
-        """Hear why a worker cannot start."""
-        child.killed = True  # its end is explained
+        """Hear that a worker cannot start."""
         if child.generation is self._candidate:
             self._refuse(reason)
         else:
@@ -253,15 +257,16 @@ class Master:
         self._paused_until = 0.0
         self._replenish(monotonic())
         if previous is None:
+            self._keeper.watch([listener.sock for listener in candidate.listeners])
             log.info("serving %s", ", ".join(map(str, self.endpoints)))
             self._tell(lambda: self._observer.ready(candidate.number))
             return
-        self._unwatch_listeners()
+        for child in self._pool.of(previous):
+            child.retire()
+        self._keeper.watch([listener.sock for listener in candidate.listeners])
         for listener in previous.listeners:
             if listener not in candidate.listeners:
                 listener.close(unlink=True)
-        for child in self._pool.of(previous):
-            child.retire()
         log.info("reloaded: generation %d serves %s", candidate.number, ", ".join(map(str, self.endpoints)))
         self._tell(lambda: self._observer.reloaded(candidate.number, None))
         self._reload_again()
@@ -328,60 +333,13 @@ class Master:
             child.retire()
         return now + limits.max_idle
 
-    def _relieve(self) -> None:
-        """See to it that whoever comes next finds a worker: start some or, at the limit, look out for the crowd."""
+    def _on_spare(self, _message: Message) -> None:
         self._replenish(monotonic())
-        if not self.board.full or self.board.crowded or self.board.count(State.IDLE):
-            return
-        if self._somebody_waits():
-            self._crowd()
-        else:
-            self._watch_listeners()
-
-    def _crowd(self) -> None:
-        """There are more connections than workers can be: let nobody wait for a silent client."""
-        self.board.crowded = True
-        for child in self._pool.children.values():
-            if child.row.state is State.WAITING:
-                child.send(LET_GO)
-        self._due = min(self._due, monotonic() + _CROWD_CHECK)
-
-    def _thin_out(self, now: float) -> float:
-        """End the crowding when there is a worker for each connection again. Return when to look next."""
-        board = self.board
-        if not board.crowded:
-            return _NEVER
-        if board.connections + self._lot.under_way <= self._limits.process_limit and not self._somebody_waits():
-            board.crowded = False
-            self._relieve()
-        return now + _CROWD_CHECK
-
-    def _somebody_waits(self) -> bool:
-        """Whether a connection is waiting for a worker, as a new one or as one that was parked."""
-        poll = select.poll()
-        for listener in self._current.listeners if self._current else ():
-            poll.register(listener.sock, select.POLLIN)
-        return self._lot.under_way > 0 or bool(poll.poll(0))
-
-    def _watch_listeners(self) -> None:
-        """Be told of the next connection. Workers that are all busy cannot tell."""
-        if not self._watched and self._current and not self._stopping:
-            self._watched = self._current.listeners
-            for listener in self._watched:
-                self._selector.register(listener.sock, selectors.EVENT_READ, self._on_connection)
-
-    def _unwatch_listeners(self) -> None:
-        for listener in self._watched:
-            self._selector.unregister(listener.sock)
-        self._watched = []
-
-    def _on_connection(self) -> None:
-        self._unwatch_listeners()
-        self._relieve()
 
     def _reap(self) -> None:
         self._on_messages()  # the last words of those that have ended
         for child, status in self._pool.reap():
+            self._keeper.lose_worker(child.row.slot)
             if status == 0 or child.killed or self._stopping:
                 continue
             ending = f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
@@ -393,19 +351,28 @@ class Master:
             self._refuse("the new worker did not become ready")
         self._due = 0.0
 
-    # Parked connections.
+    # The lot.
 
-    def _on_lot(self) -> None:
-        self._lot.work()
-        if self.board.full and not self.board.crowded:
-            self._relieve()
-
-    def _park(self, connection: socket.socket) -> None:
+    def _on_park(self, message: Message) -> None:
+        if not message.connection:
+            return
         if self._stopping or not self._limits.park_timeout:
-            connection.close()
+            message.connection.close()
         else:
-            self._lot.park(connection, self._limits.max_parked or self._room_to_park)
+            self._keeper.park(message.connection, self._limits.max_parked or self._room_to_park)
+            self.board.in_lot = len(self._keeper)
             self._due = min(self._due, monotonic() + self._limits.park_timeout)
+
+    def _on_fetch(self, message: Message) -> None:
+        child = self._pool.children.get(message.pid)
+        if child:
+            with contextlib.suppress(OSError):  # it has died meanwhile
+                child.answers.send(Kind.FETCHED, number=message.number, connection=self._keeper.get(message.number))
+
+    def _on_gone(self, message: Message) -> None:
+        if self._lot.serial(message.number) == message.serial:
+            self._keeper.close(message.number)
+            self.board.in_lot = len(self._keeper)
 
     # The end.
 
@@ -418,7 +385,7 @@ class Master:
         self._tell(self._observer.stopping)
         self._kill_at = monotonic() + (self._limits.stop_timeout or _NEVER)
         self._close_listeners()
-        self._lot.close_all()
+        self._keeper.close_all()
         for child in self._pool.children.values():
             child.retire()
 
@@ -439,24 +406,23 @@ class Master:
         return _NEVER
 
     def _close_listeners(self) -> None:
-        self._unwatch_listeners()
+        self._keeper.watch([])
         for generation in (self._current, self._candidate):
             for listener in generation.listeners if generation else ():
                 listener.close(unlink=True)
 
-    def _close(self, channels: list[Channel]) -> None:
+    def _close(self) -> None:
         """Leave nothing behind: no process, no socket file, no descriptor."""
         self._close_listeners()
         for listener in self._inherited:
             listener.close()
         self._pool.kill()
         for child in self._pool.children.values():
-            with contextlib.suppress(ChildProcessError):
-                child.wait()
-        self._lot.close_all()
-        self._lot.forget()
-        for channel in channels:
-            channel.close()
+            child.wait()
+        self._keeper.close_all()
+        self._lot.close()
+        self._inbox.close()
+        os.close(self._held)
         self._selector.close()
         self._signals.close()
 
@@ -465,7 +431,8 @@ class Master:
         self._signals.close()
         self._selector.close()
         self._inbox.close()
-        self._lot.forget()
+        os.close(self._held)
+        self._keeper.forget()
 
     def _tell(self, event: Callable[[], None]) -> None:
         """Tell the observer. What goes wrong there is no reason to stop serving."""

@@ -1,130 +1,271 @@
-"""The lot: connections that nobody serves at the moment, kept open by the master until their clients speak again.
+"""The lot: where connections stand while their clients are silent, and where workers wait for work.
 
-The master watches them without reading a byte. A connection that becomes readable is passed on to the workers, who
-take it as they take one from a listener; the master's descriptor of it is closed then, while the connection itself
-lives on in the message and in the worker.
+A worker that owned a connection for as long as the client keeps it open would be idle for most of its life: Postfix
+processes keep theirs for a hundred seconds without a word. One that watched many connections of its own would let
+them all wait behind one slow lookup. So no worker owns a silent connection. All of them stand in one epoll set that
+the master makes before it forks and that all processes share, each armed for exactly one event (EPOLLONESHOT): when
+a client speaks, the kernel hands its connection to one idle worker, and to nobody else until that worker puts it
+back. A stuck worker holds up one client; which workers come and go is nothing that a client can see.
+
+An entry of an epoll set is a pair of an open file and a *number*, the descriptor's (epoll(7), Q0). So the processes
+must use the same number for a connection: the master chooses one, in a range where workers have nothing else, and a
+worker that meets a connection for the first time fetches a duplicate from the master, puts it at that number and
+keeps it for the next time. A number that is used again gets a new *serial* in the shared table, which tells workers
+that their duplicate is of a connection that is gone.
+
+``Lot`` is what all processes share, ``Keeper`` is the master's part.
 """
 
 from __future__ import annotations
 
-import array
 import contextlib
 import fcntl
+import mmap
+import select
 import selectors
 import socket
-import termios
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Sequence
 from time import monotonic
 
-from prefork_socketmap.prefork.channel import Channel, Kind
-from prefork_socketmap.prefork.scoreboard import Scoreboard
+from prefork_socketmap.prefork.abort import abort
+from prefork_socketmap.prefork.scoreboard import Row
+
+# The master's and the workers' other descriptors are below; a quarter of a small limit has to do for them.
+_FIRST_NUMBER = 1024
+_NOBODY = 0
 
 
 class Lot:
-    """The parked connections, oldest first. ``fileno`` is readable when ``work`` has something to do."""
+    """The shared epoll set and the table beside it. Made by the master before it forks.
 
-    def __init__(self, to_workers: Channel, board: Scoreboard) -> None:
-        to_workers.sock.setblocking(False)
-        self._to_workers = to_workers
-        self._board = board
-        self._selector = selectors.DefaultSelector()
-        self._parked: dict[socket.socket, float] = {}
-        # Connections whose clients have spoken, for which the channel to the workers had no room.
-        self._queue: deque[socket.socket] = deque()
-        self._sent = 0
+    *limit*: the most descriptors that a process may have. Each cell of the table has one writer at a time: whoever
+    holds the connection, and the master while nobody does.
+    """
 
-    def fileno(self) -> int:
-        """Return the descriptor to wait on: the selector's own."""
-        return self._selector.fileno()
+    def __init__(self, limit: int, *, parking: bool | None = None) -> None:
+        """*parking*: whether connections can stand here; by default where there is epoll."""
+        self.first_number = min(_FIRST_NUMBER, limit // 4)
+        self.size = min(limit, 1 << 20) - self.first_number
+        self.can_park = hasattr(select, "epoll") if parking is None else parking
+        self._set: _SharedSet | _OwnSet = _SharedSet() if self.can_park else _OwnSet()
+        memory = mmap.mmap(-1, 3 * 8 * self.size)
+        view = memoryview(memory)
+        self._serials = view[: 8 * self.size].cast("Q")
+        self._holders = view[8 * self.size : 16 * self.size].cast("Q")
+        self._since = view[16 * self.size :].cast("d")
 
-    def __iter__(self) -> Iterator[socket.socket]:
-        return iter([*self._parked, *self._queue])
+    def is_connection(self, number: int) -> bool:
+        """Whether *number* belongs to a connection; otherwise it is that of a listener, or of the lifeline."""
+        return number >= self.first_number
 
-    @property
-    def under_way(self) -> int:
-        """How many connections have been passed on and not yet been taken by a worker."""
-        return len(self._queue) + self._sent - sum(row.taken for row in self._board.rows())
+    def wait(self) -> int | None:
+        """Wait for something to do; return its number, which is now disarmed. None: look again."""
+        return self._set.wait()
 
-    def park(self, connection: socket.socket, limit: int) -> None:
-        """Keep *connection*, and close the oldest ones beyond *limit*."""
-        self._parked[connection] = monotonic()
-        self._selector.register(connection, selectors.EVENT_READ)
-        while len(self._parked) > limit:
-            self._close(next(iter(self._parked)))
-        self._board.parked = len(self._parked)
+    def put_back(self, number: int) -> None:
+        """Arm *number* again. Raises FileNotFoundError when it is no longer in the set."""
+        self._set.arm(number)
 
-    def work(self) -> None:
-        """Pass on the connections whose clients have spoken; close those whose clients have hung up."""
-        for key, _ in self._selector.select(0):
-            if key.fileobj is self._to_workers:
-                self._pass_queued()
-            elif _unread(key.fd):
-                self._unpark(key.fileobj)  # type: ignore[arg-type]
-            else:
-                self._close(key.fileobj)  # type: ignore[arg-type]
-        self._board.parked = len(self._parked)
+    def hold(self, number: int, row: Row) -> int:
+        """Note that the worker of *row* serves the connection; return its serial."""
+        index = number - self.first_number
+        self._holders[index] = row.slot + 1
+        return self._serials[index]
 
-    def _unpark(self, connection: socket.socket) -> None:
-        # Before it is closed here: the selector would go on watching what lives on elsewhere.
-        self._selector.unregister(connection)
-        del self._parked[connection]
-        if self._queue or not self._pass(connection):
-            if not self._queue:
-                self._selector.register(self._to_workers, selectors.EVENT_WRITE)
-            self._queue.append(connection)
+    def release(self, number: int) -> None:
+        """Note that nobody serves the connection, from now on, and arm it."""
+        index = number - self.first_number
+        self._since[index] = monotonic()
+        self._holders[index] = _NOBODY
+        self._set.arm(number)
 
-    def _pass(self, connection: socket.socket) -> bool:
-        """Send *connection* to the workers; return whether the channel had room for it."""
-        try:
-            self._to_workers.send(Kind.CONNECTION, connection=connection)
-        except OSError:
-            return False
-        self._sent += 1
-        connection.close()
-        return True
+    def serial(self, number: int) -> int:
+        """Return the serial of the connection that has *number* now."""
+        return self._serials[number - self.first_number]
 
-    def _pass_queued(self) -> None:
-        while self._queue and self._pass(self._queue[0]):
-            self._queue.popleft()
-        if not self._queue:
-            self._selector.unregister(self._to_workers)
+    def new_serial(self, number: int) -> None:
+        """Begin the life of a new connection at *number*."""
+        index = number - self.first_number
+        self._serials[index] += 1
+        self._holders[index] = _NOBODY
+        self._since[index] = monotonic()
+
+    def holder(self, number: int) -> int | None:
+        """Return the slot of the worker that serves the connection, None when it is silent."""
+        return self._holders[number - self.first_number] - 1 if self._holders[number - self.first_number] else None
+
+    def since(self, number: int) -> float:
+        """Return when the connection was last released."""
+        return self._since[number - self.first_number]
+
+    def add(self, number: int, *, always: bool = False) -> None:
+        """Watch *number*: once, until it is put back, or *always*."""
+        self._set.add(number, always=always)
+
+    def discard(self, number: int) -> None:
+        """Stop watching *number*."""
+        with contextlib.suppress(OSError, KeyError, ValueError):
+            self._set.remove(number)
+
+    def close(self) -> None:
+        """Close this process's descriptor of the set."""
+        self._set.close()
+
+
+class Keeper:
+    """The master's part: it keeps a descriptor of every connection in the lot, and never reads from one."""
+
+    def __init__(self, lot: Lot) -> None:
+        self._lot = lot
+        self._sockets: dict[int, socket.socket] = {}
+        self._listeners: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._sockets)
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of all connections in the lot."""
+        return list(self._sockets)
+
+    def watch(self, listeners: Sequence[socket.socket]) -> None:
+        """Let the workers accept from *listeners*, and from no others."""
+        numbers = [sock.fileno() for sock in listeners]
+        for number in self._listeners:
+            if number not in numbers:
+                self._lot.discard(number)
+        for number in numbers:
+            if number not in self._listeners:
+                self._lot.add(number)
+        self._listeners = numbers
+
+    def park(self, sock: socket.socket, limit: int) -> None:
+        """Take a connection into the lot; when there are more than *limit*, the oldest silent one is closed."""
+        if len(self._sockets) >= min(limit, self._lot.size - 1):
+            self._close_oldest()
+        number = fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, self._lot.first_number)
+        kept = socket.socket(sock.family, sock.type, sock.proto, number)
+        sock.close()
+        self.adopt(kept)
+
+    def adopt(self, sock: socket.socket) -> None:
+        """Take in a connection that has its number already."""
+        number = sock.fileno()
+        self._sockets[number] = sock
+        self._lot.new_serial(number)
+        self._lot.add(number)
+
+    def get(self, number: int) -> socket.socket | None:
+        """Return the connection with *number*, if there is one."""
+        return self._sockets.get(number)
+
+    def drop(self, number: int) -> None:
+        """Forget a connection that its client, or a worker, has ended."""
+        sock = self._sockets.pop(number, None)
+        if sock:
+            self._lot.discard(number)
+            sock.close()
+
+    def close(self, number: int) -> None:
+        """Close a connection, by reset. Workers may still have duplicates: to close ours alone would not end it."""
+        sock = self._sockets.get(number)
+        if sock:
+            abort(sock)
+            self.drop(number)
+
+    def lose_worker(self, slot: int) -> None:
+        """Clean up after a worker that has ended: close what it held, and arm what it may have disarmed last.
+
+        It may have been given something by the kernel that it did not come to note: arming what is armed is harmless.
+        """
+        for number in self.numbers():
+            holder = self._lot.holder(number)
+            if holder == slot:
+                self.close(number)
+            elif holder is None:
+                self._lot.put_back(number)
+        for number in self._listeners:
+            self._lot.put_back(number)
 
     def expire(self, timeout: float, now: float) -> float:
-        """Close what has been parked for *timeout* seconds. Return when to be called again."""
-        while self._parked:
-            connection, since = next(iter(self._parked.items()))
-            if now < since + timeout:
-                return since + timeout
-            self._close(connection)
-        self._board.parked = 0
-        return now + timeout
+        """Close what has been silent for *timeout* seconds. Return when to look again."""
+        soonest = now + timeout
+        for number in self.numbers():
+            if self._lot.holder(number) is None:
+                due = self._lot.since(number) + timeout
+                if due <= now:
+                    self.close(number)
+                else:
+                    soonest = min(soonest, due)
+        return soonest
 
-    def _close(self, connection: socket.socket) -> None:
-        self._selector.unregister(connection)
-        del self._parked[connection]
-        connection.close()
+    def _close_oldest(self) -> None:
+        silent = [number for number in self._sockets if self._lot.holder(number) is None]
+        if silent:
+            self.close(min(silent, key=self._lot.since))
 
     def close_all(self) -> None:
-        """Close every connection."""
-        for connection in [*self._parked]:
-            self._close(connection)
-        while self._queue:
-            self._queue.popleft().close()
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(self._to_workers)
-        self._board.parked = 0
+        """Close every connection that is silent; the others are their workers' to end."""
+        for number in self.numbers():
+            if self._lot.holder(number) is None:
+                self.close(number)
+            else:
+                self.drop(number)
 
     def forget(self) -> None:
-        """In a new worker: close what the fork has duplicated, the master's end of the channel included."""
-        self._selector.close()
-        for connection in self:
-            connection.close()
-        self._to_workers.close()
+        """In a new worker: close the descriptors that the fork has duplicated; it fetches what it needs."""
+        for sock in self._sockets.values():
+            sock.close()
+        self._sockets.clear()
 
 
-def _unread(fd: int) -> int:
-    """Return how many bytes can be read from a socket; 0, for one that is readable, means that it has ended."""
-    number = array.array("i", [0])
-    fcntl.ioctl(fd, termios.FIONREAD, number)
-    return number[0]
+class _SharedSet:
+    """An epoll set that survives the fork, shared: an event goes to one of the processes that wait."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+
+    def wait(self) -> int | None:
+        events = self._epoll.poll(-1, 1)
+        return events[0][0] if events else None
+
+    def add(self, number: int, *, always: bool) -> None:
+        self._epoll.register(number, select.EPOLLIN | (0 if always else select.EPOLLONESHOT))
+
+    def arm(self, number: int) -> None:
+        self._epoll.modify(number, select.EPOLLIN | select.EPOLLONESHOT)
+
+    def remove(self, number: int) -> None:
+        self._epoll.unregister(number)
+
+    def close(self) -> None:
+        self._epoll.close()
+
+
+class _OwnSet:
+    """Where there is no epoll: each process waits on its own, and an event goes to all of them.
+
+    For listeners that is only less efficient: the losers find nothing. Connections cannot stand here.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: set[int] = set()
+
+    def wait(self) -> int | None:
+        # Made anew for each wait, since a selector does not survive a fork.
+        with selectors.DefaultSelector() as selector:
+            for number in self._numbers:
+                selector.register(number, selectors.EVENT_READ)
+            ready = selector.select()
+        return ready[0][0].fd if ready else None
+
+    def add(self, number: int, *, always: bool) -> None:  # noqa: ARG002 - nothing is ever disarmed here
+        self._numbers.add(number)
+
+    def arm(self, number: int) -> None:
+        """Do nothing: nothing was disarmed."""
+
+    def remove(self, number: int) -> None:
+        self._numbers.discard(number)
+
+    def close(self) -> None:
+        self._numbers.clear()

@@ -12,6 +12,7 @@ from time import monotonic
 
 from prefork_socketmap.prefork.channel import Channel
 from prefork_socketmap.prefork.generation import Generation
+from prefork_socketmap.prefork.parking import Lot
 from prefork_socketmap.prefork.scoreboard import Row, Scoreboard
 from prefork_socketmap.prefork.worker import LEAVE, Surroundings, leave_process, live
 
@@ -23,6 +24,7 @@ class Child:
     pid: int
     row: Row
     generation: Generation
+    answers: Channel
     born: float
     ready: bool = False
     leaving: bool = False
@@ -37,7 +39,9 @@ class Child:
 
     def wait(self) -> None:
         """Wait for its end."""
-        os.waitpid(self.pid, 0)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+        self.answers.close()
 
     def retire(self) -> None:
         """Tell the worker, once, to finish what it does and leave."""
@@ -49,12 +53,18 @@ class Child:
 class Pool:
     """All workers, by their process id."""
 
-    def __init__(self, board: Scoreboard, inbox: Channel, lot: Channel, in_child: Callable[[], None]) -> None:
-        """*inbox* and *lot* are the workers' ends; *in_child* closes, in a new worker, what is the master's alone."""
+    def __init__(
+        self, board: Scoreboard, inbox: Channel, lot: Lot, lifeline: int, in_child: Callable[[], None]
+    ) -> None:
+        """*inbox* is the workers' end, *lifeline* a descriptor that ends with the master.
+
+        *in_child* closes, in a new worker, what is the master's alone.
+        """
         self.children: dict[int, Child] = {}
         self._board = board
         self._inbox = inbox
         self._lot = lot
+        self._lifeline = lifeline
         self._in_child = in_child
 
     def of(self, generation: Generation | None) -> list[Child]:
@@ -64,6 +74,7 @@ class Pool:
     def fork(self, generation: Generation) -> Child:
         """Start a worker. Raises OSError when the system does not let us."""
         row = self._board.claim(generation.number)
+        answers, to_worker = Channel.pair()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()  # or the child writes it a second time
@@ -72,36 +83,42 @@ class Pool:
         try:
             pid = os.fork()
             if pid == 0:
-                self._be_child(generation, row)
+                to_worker.close()
+                self._be_child(generation, row, answers)
         except OSError:
             row.end()
+            to_worker.close()
             raise
         finally:
+            answers.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         row.pid = pid
-        child = Child(pid, row, generation, monotonic())
+        child = Child(pid, row, generation, to_worker, monotonic())
         self.children[pid] = child
         return child
 
-    def _be_child(self, generation: Generation, row: Row) -> None:
+    def _be_child(self, generation: Generation, row: Row, answers: Channel) -> None:
         status = 1
         try:
             self._in_child()
+            for sibling in self.children.values():
+                sibling.answers.close()
             plan = generation.plan
-            status = live(
-                Surroundings(
-                    plan.title,
-                    generation.number,
-                    generation.listeners,
-                    self._lot,
-                    self._inbox,
-                    self._board,
-                    row,
-                    plan.limits,
-                    plan.start,
-                    plan.allow,
-                )
+            around = Surroundings(
+                title=plan.title,
+                generation=generation.number,
+                listeners=generation.listeners,
+                lot=self._lot,
+                lifeline=self._lifeline,
+                inbox=self._inbox,
+                answers=answers,
+                board=self._board,
+                row=row,
+                limits=plan.limits,
+                start=plan.start,
+                allow=plan.allow,
             )
+            status = live(around)
         finally:
             leave_process(status)
 
@@ -120,6 +137,7 @@ class Pool:
             else:
                 del self.children[pid]
                 child.row.end()
+                child.answers.close()
                 ended.append((child, os.waitstatus_to_exitcode(status)))
         if os.getpid() == 1:
             _reap_strangers(set(self.children))

@@ -21,9 +21,9 @@ _ROWS = _HEADER_SIZE + (MAX_SLOTS // 4096 + 1) * 4096
 _SIZE = _ROWS + MAX_SLOTS * _ROW_SIZE
 
 # Words of the header.
-_SLOTS, _FULL, _CROWDED, _STOPPING, _PARKED = range(5)
+_SLOTS, _FULL, _STOPPING, _IN_LOT = range(4)
 # Words of a row. Times are CLOCK_MONOTONIC seconds; 0.0: none.
-_PID, _GENERATION, _SINCE, _JOB_STARTED, _JOBS, _CONNECTIONS, _TAKEN, _REFUSED = range(8)
+_PID, _GENERATION, _SINCE, _JOB_STARTED, _JOBS, _CONNECTIONS, _REFUSED, _NEW = range(8)
 
 
 class State(enum.IntEnum):
@@ -57,15 +57,6 @@ class Scoreboard:
         self.words[_FULL] = value
 
     @property
-    def crowded(self) -> bool:
-        """Whether there are more connections than workers can be: then nobody waits for a silent client."""
-        return bool(self.words[_CROWDED])
-
-    @crowded.setter
-    def crowded(self, value: bool) -> None:
-        self.words[_CROWDED] = value
-
-    @property
     def stopping(self) -> bool:
         """Whether the server is stopping: then connections are closed, not parked."""
         return bool(self.words[_STOPPING])
@@ -75,19 +66,18 @@ class Scoreboard:
         self.words[_STOPPING] = value
 
     @property
-    def parked(self) -> int:
-        """How many connections are parked."""
-        return self.words[_PARKED]
+    def in_lot(self) -> int:
+        """How many connections are in the lot, those included that a worker serves at the moment."""
+        return self.words[_IN_LOT]
 
-    @parked.setter
-    def parked(self, value: int) -> None:
-        self.words[_PARKED] = value
+    @in_lot.setter
+    def in_lot(self, value: int) -> None:
+        self.words[_IN_LOT] = value
 
     @property
     def connections(self) -> int:
-        """How many connections there are, in workers and parked."""
-        states = bytes(self.states[: self.words[_SLOTS]])
-        return states.count(State.BUSY) + states.count(State.WAITING) + self.parked
+        """How many connections there are: in the lot, and new ones that workers have."""
+        return self.in_lot + sum(row.has_new for row in self.rows())
 
     def count(self, state: State) -> int:
         """Return how many workers are in *state*."""
@@ -125,11 +115,13 @@ class Row:
         """Start a new life in this slot. The counters of jobs and connections go on."""
         self._words[self._base + _GENERATION] = generation
         self._times[self._job_started] = 0.0
+        self.has_new = False
         self.set_state(State.STARTING)
 
     def end(self) -> None:
         """Free the slot."""
         self._words[self._base + _PID] = 0
+        self.has_new = False
         self.set_state(State.FREE)
 
     @property
@@ -177,13 +169,17 @@ class Row:
 
     @property
     def connections(self) -> int:
-        """How many connections workers in this slot have taken, ever; a parked one counts each time."""
+        """How many connections workers in this slot have accepted, ever."""
         return self._words[self._base + _CONNECTIONS]
 
     @property
-    def taken(self) -> int:
-        """How many of the connections came from the lot."""
-        return self._words[self._base + _TAKEN]
+    def has_new(self) -> bool:
+        """Whether the worker serves a connection that is not in the lot (yet)."""
+        return bool(self._words[self._base + _NEW])
+
+    @has_new.setter
+    def has_new(self, value: bool) -> None:
+        self._words[self._base + _NEW] = value
 
     @property
     def refused(self) -> int:
@@ -193,10 +189,6 @@ class Row:
     def count_connection(self) -> None:
         """Count a connection."""
         self._words[self._base + _CONNECTIONS] += 1
-
-    def count_taken(self) -> None:
-        """Count a connection that came from the lot."""
-        self._words[self._base + _TAKEN] += 1
 
     def count_refused(self) -> None:
         """Count a connection that was refused."""

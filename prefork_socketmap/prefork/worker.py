@@ -1,7 +1,7 @@
-"""One worker's life: start, then take a connection, serve it, let go of it, again, until it has to leave.
+"""One worker's life: start, then take a connection from the lot, serve it, put it back, again, until it has to leave.
 
-A worker takes connections from *sources*: the listeners, and the lot, where the master puts parked ones. It serves
-one at a time in blocking calls, so a slow job harms no other client.
+It serves one connection at a time in blocking calls, so a slow job harms no other client; and it owns none whose
+client is silent (see ``parking``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import gc
 import logging
 import os
 import random
-import select
 import signal
 import socket
 import sys
@@ -23,12 +22,13 @@ from types import FrameType
 from setproctitle import setproctitle
 
 from prefork_socketmap.prefork.channel import Channel, Kind
-from prefork_socketmap.prefork.connection import PATIENCE, Connection
+from prefork_socketmap.prefork.connection import Connection
 from prefork_socketmap.prefork.limits import Limits
 from prefork_socketmap.prefork.listener import Listener
+from prefork_socketmap.prefork.parking import Lot
 from prefork_socketmap.prefork.scoreboard import Row, Scoreboard, State
 from prefork_socketmap.prefork.signals import Signals
-from prefork_socketmap.prefork.waiting import SilenceWait, SourceWait
+from prefork_socketmap.prefork.waiting import SilenceWait
 
 log = logging.getLogger("prefork_socketmap.worker")
 
@@ -38,16 +38,16 @@ Handler = Callable[[Connection], None]
 # What the master tells a worker.
 LEAVE = signal.SIGTERM
 INTERRUPT_JOB = signal.SIGUSR1
-LET_GO = signal.SIGUSR2
 
-# When no worker is idle and connections wait, a client that never pauses hands its worker on after so long.
-_TURN = 0.02
-# When it is crowded, a client may pause so long between two requests, in milliseconds, before it is parked.
-_BREATH = 1
+_SILENCE_CHECK = 1.0  # how often one that cannot park looks whether others need it more than its silent client
 
 
 class Overdue(BaseException):
     """Raised inside a job that takes longer than its limit. Not an Exception: ``except Exception`` is no escape."""
+
+
+class _Leave(BaseException):
+    """Raised by a signal in the one place where a worker waits with nothing in its hands."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,10 @@ class Surroundings:
     title: str
     generation: int
     listeners: Sequence[Listener]
-    lot: Channel
+    lot: Lot
+    lifeline: int
     inbox: Channel
+    answers: Channel
     board: Scoreboard
     row: Row
     limits: Limits
@@ -74,7 +76,7 @@ def live(around: Surroundings) -> int:
     except BaseException as error:  # user code, which may call sys.exit()
         log.debug("the worker cannot start", exc_info=True)
         with contextlib.suppress(OSError):
-            around.inbox.send(Kind.FAILED, _describe(error))
+            around.inbox.send(Kind.FAILED, text=_describe(error))
         return 1
     try:
         worker.run()
@@ -88,26 +90,28 @@ class Worker:
     """A worker process, from the fork to its exit."""
 
     def __init__(self, around: Surroundings) -> None:
-        self.board = around.board
         self.row = around.row
         self.must_leave = False
-        self._let_go = False
+        self._waits = False
         self._around = around
+        self._board = around.board
+        self._lot = around.lot
         self._limits = around.limits
+        self.can_park = around.lot.can_park and around.limits.park_timeout > 0
+        self._listeners = {listener.sock.fileno(): listener for listener in around.listeners}
+        self._known: dict[int, Connection] = {}
         self._signals = Signals()
         self._signals.install(
             {
                 LEAVE: self._on_leave,
                 INTERRUPT_JOB: self._on_interrupt,
-                LET_GO: self._on_let_go,
                 # Meant for the master, but sent to all: by a terminal, or by pkill.
                 signal.SIGINT: None,
                 signal.SIGQUIT: None,
                 signal.SIGHUP: None,
             }
         )
-        self._sources = SourceWait([*around.listeners, around.lot], self._signals)
-        self._silence = SilenceWait(self._signals, around.lot)
+        self._silence = SilenceWait(self._signals, around.lifeline)
         self._jobs_left = _vary(around.limits.max_use) or -1
 
     def start(self) -> None:
@@ -124,58 +128,55 @@ class Worker:
     def run(self) -> None:
         """Serve connections until it is time to leave."""
         while not self.must_leave:
-            connection = self._take_connection()
+            connection = self._take()
             if connection:
                 self._serve(connection)
                 self._become_idle()
         self.row.set_state(State.LEAVING)
 
-    def _take_connection(self) -> Connection | None:
-        """Wait for the sources; return the first connection that one of them has for us, None when none has."""
-        for source in self._sources.wait():
-            sock = self._accept(source) if isinstance(source, Listener) else self._take_from(source)
-            if sock:
-                return self._begin(sock)
+    # Taking connections.
+
+    def _take(self) -> Connection | None:
+        """Wait for the lot to have something for us; return a connection that wants to be served, if it is one."""
+        number = self._wait()
+        if number is None:
+            return None
+        if self._lot.is_connection(number):
+            return self._take_from_lot(number)
+        if number in self._listeners:
+            return self._accept(self._listeners[number])
+        self.must_leave = self.must_leave or number == self._around.lifeline
         return None
 
-    def _accept(self, listener: Listener) -> socket.socket | None:
+    def _wait(self) -> int | None:
+        try:
+            self._waits = True
+            if self.must_leave:
+                return None
+            return self._lot.wait()
+        except _Leave:
+            # It may have been about to return something. The master arms that again when it has seen us leave.
+            return None
+        finally:
+            self._waits = False
+
+    def _accept(self, listener: Listener) -> Connection | None:
         try:
             sock, address = listener.sock.accept()
         except (BlockingIOError, ConnectionError):
             return None  # another worker was faster, or the client has left
+        finally:
+            # Now, not after the connection: the next one may be waiting, and another worker idle.
+            self._lot.put_back(listener.sock.fileno())
         if self._is_refused(address):
             sock.close()
             return None
-        return sock
-
-    def _is_refused(self, address: object) -> bool:
-        allow, limit = self._around.allow, self._limits.max_connections
-        if allow and isinstance(address, tuple) and not allow(address[0]):
-            log.warning("connection from %s refused: not in an allowed network", address[0])
-        elif limit and self.board.connections >= limit:
-            log.warning("connection refused: there are max_connections = %d already", limit)
-        else:
-            return False
-        self.row.count_refused()
-        return True
-
-    def _take_from(self, lot: Channel) -> socket.socket | None:
-        try:
-            message = lot.receive()
-        except EOFError:
-            self.must_leave = True  # the master is gone
-            return None
-        if not (message and message.connection):
-            return None
-        self.row.count_taken()
-        return message.connection
-
-    def _begin(self, sock: socket.socket) -> Connection | None:
         self.row.count_connection()
-        self.row.set_state(State.BUSY)
-        self._ask_for_more_workers()
+        self.row.has_new = True
+        self._become_busy()
         try:
             connection = Connection(sock, self)
+            connection.set_options()
         except OSError:
             sock.close()  # the client has left already
             self._become_idle()
@@ -183,62 +184,114 @@ class Worker:
         self._set_title(f"serving {connection.client}")
         return connection
 
-    def _ask_for_more_workers(self) -> None:
-        """Tell the master when too few workers are left for the next connections, and it can do something."""
-        idle = self.board.count(State.IDLE)
-        if idle < self._limits.min_spare and not (self.board.full and (idle or self.board.crowded)):
-            self._around.inbox.send(Kind.SPARE)
+    def _is_refused(self, address: object) -> bool:
+        allow, limit = self._around.allow, self._limits.max_connections
+        if allow and isinstance(address, tuple) and not allow(address[0]):
+            log.warning("connection from %s refused: not in an allowed network", address[0])
+        elif limit and self._board.connections >= limit:
+            log.warning("connection refused: there are max_connections = %d already", limit)
+        else:
+            return False
+        self.row.count_refused()
+        return True
+
+    def _take_from_lot(self, number: int) -> Connection | None:
+        serial = self._lot.hold(number, self.row)
+        self._become_busy()
+        connection = self._known.get(number)
+        if connection is None or connection.serial != serial:
+            connection = self._fetch(number, serial)
+        if connection is None:
+            self._become_idle()
+            return None
+        self._set_title(f"serving {connection.client}")
+        connection.begin_turn(self._lot.since(number))
+        return connection
+
+    def _fetch(self, number: int, serial: int) -> Connection | None:
+        """Ask the master for the connection with *number*; None when it has just gone."""
+        stale = self._known.pop(number, None)
+        if stale:
+            stale.sock.close()
+        self._around.inbox.send(Kind.FETCH, number=number)
+        try:
+            message = self._around.answers.receive()
+        except EOFError:
+            self.must_leave = True  # the master is gone
+            return None
+        if not (message and message.connection):
+            return None
+        fetched = message.connection
+        os.dup2(fetched.fileno(), number, inheritable=False)
+        sock = socket.socket(fetched.family, fetched.type, fetched.proto, number)
+        fetched.close()
+        try:
+            connection = self._known[number] = Connection(sock, self, number, serial)
+        except OSError:
+            sock.close()  # the client has left
+            self._around.inbox.send(Kind.GONE, number=number, serial=serial)
+            return None
+        return connection
+
+    # Serving them.
 
     def _serve(self, connection: Connection) -> None:
         try:
             self._handler(connection)
         except Exception:
             log.exception("a connection is given up after an error in its handler")
-        if connection.can_go_on and self._limits.park_timeout and not self.board.stopping:
+        if connection.can_go_on and self.can_park and not self._board.stopping:
             self._park(connection)
         else:
-            connection.close()
+            self._end(connection)
 
     def _park(self, connection: Connection) -> None:
-        """Give the connection to the master, for the time until its client speaks again."""
+        """Put the connection back into the lot, or let the master put it there for the first time."""
         try:
-            self._around.inbox.send(Kind.CONNECTION, connection=connection.sock)
+            if connection.number:
+                self._lot.release(connection.number)
+                return
+            self._around.inbox.send(Kind.PARK, connection=connection.sock)
         except OSError:
-            connection.close()  # the master is gone
+            self._end(connection)  # the server stops, or the master is gone
         else:
             connection.sock.close()
 
+    def _end(self, connection: Connection) -> None:
+        connection.close()
+        if connection.number:
+            del self._known[connection.number]
+            with contextlib.suppress(OSError):
+                self._around.inbox.send(Kind.GONE, number=connection.number, serial=connection.serial)
+
+    def _become_busy(self) -> None:
+        self.row.set_state(State.BUSY)
+        if not self._board.full and self._board.count(State.IDLE) < self._limits.min_spare:
+            self._around.inbox.send(Kind.SPARE)
+
     def _become_idle(self) -> None:
+        self.row.has_new = False
         if self.must_leave:
             return
         self._set_title("idle")
         self.row.set_state(State.IDLE)
 
+    def is_dispensable(self) -> bool:
+        """Whether another worker is idle, for other clients; without a lot no client can be left to it."""
+        return not self.can_park or self._board.count(State.IDLE) > 0
+
     def wait_while_silent(self, sock: socket.socket) -> bool:
-        """Wait for a silent client's next words; return False when it is time to let go of it."""
-        # In this order: the master may say LET_GO as soon as it sees the state.
-        self._let_go = False
+        """Wait for the next words of a client that cannot be parked; return False when it is time to let go of it."""
         self.row.set_state(State.WAITING)
-        limit = self._limits.idle_timeout
-        deadline = monotonic() + max(limit - PATIENCE, 0.0) if limit else None
-        while not (self.must_leave or self._let_go):
-            left = None if deadline is None else deadline - monotonic()
-            if left is not None and left <= 0:
+        deadline = monotonic() + (self._limits.idle_timeout or float("inf"))
+        while not self.must_leave and self._board.count(State.IDLE):
+            left = deadline - monotonic()
+            if left <= 0:
                 return False
-            ready = self._silence.wait(sock, left)
-            if sock.fileno() in ready:
+            if self._silence.wait(sock, min(left, _SILENCE_CHECK)):
                 self.row.set_state(State.BUSY)
                 return True
-            self.must_leave = self.must_leave or self._silence.master_is_gone(ready)
         return False
-
-    def may_keep(self, sock: socket.socket, taken: float) -> bool:
-        """Return, when it is crowded, whether to go on with a client: it speaks, and nobody waits for a turn."""
-        if monotonic() - taken > _TURN and not self.board.count(State.IDLE):
-            return False
-        poll = select.poll()
-        poll.register(sock, select.POLLIN)
-        return bool(poll.poll(_BREATH))
 
     def job_begins(self) -> None:
         """Begin a job: it counts for max_use, and may be interrupted from now on."""
@@ -249,9 +302,8 @@ class Worker:
 
     def _on_leave(self, _number: int, _frame: FrameType | None) -> None:
         self.must_leave = True
-
-    def _on_let_go(self, _number: int, _frame: FrameType | None) -> None:
-        self._let_go = True
+        if self._waits:
+            raise _Leave
 
     def _on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
         # The signal may be late, and meant for the job before: the clock decides.
