@@ -133,7 +133,8 @@ def test_without_the_right_to_know_status_is_4_and_stop_is_refused(installation:
     # All modules first: Python may be installed where only root can read it.
     program = (
         "import os, pwd, sys; from prefork_socketmap.daemon import cli, control;"
-        "cli.parser().parse_args(sys.argv[1:]); os.setuid(pwd.getpwnam('nobody').pw_uid); sys.exit(cli.main(sys.argv[1:]))"
+        "cli.parser().parse_args(sys.argv[1:]); os.setuid(pwd.getpwnam('nobody').pw_uid);"
+        "sys.exit(cli.main(sys.argv[1:]))"
     )
 
     def as_nobody(command: str) -> subprocess.CompletedProcess[str]:

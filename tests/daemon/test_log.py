@@ -6,15 +6,20 @@ import io
 import logging
 import os
 import re
+import socket
 import syslog
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from prefork_socketmap.client import TempFail
 from prefork_socketmap.daemon import log
 from prefork_socketmap.daemon.configfile import LogSettings
 from prefork_socketmap.daemon.log import CountingHandler, LineFormatter
 from tests.daemon.installation import Installation
+from tests.waiting import eventually
 
 logger = logging.getLogger("prefork_socketmap.worker.test")
 
@@ -184,6 +189,61 @@ def test_the_memory_for_repetitions_is_bounded(counted: io.StringIO) -> None:
     assert isinstance(handler, CountingHandler)
     assert len(handler._repetitions) <= 1000
     assert counted.getvalue().count("\n") == 5000
+
+
+class SyslogDaemon:
+    """A syslog daemon, on a machine that has none. It reads all the time: whoever logs waits when nobody reads."""
+
+    PATH = Path("/dev/log")
+
+    def __init__(self) -> None:
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sock.bind(str(self.PATH))
+        self._lines: list[str] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        while line := self._sock.recv(4096):
+            self._lines.append(line.decode())
+
+    def logged(self, text: str) -> tuple[int, str]:
+        """Wait for a line with *text*; return its priority, and what stands behind the time."""
+        line = eventually(lambda: next((line for line in self._lines if text in line), ""), what=text)
+        match = re.fullmatch(r"<(\d+)>\w{3} [ \d]\d \d\d:\d\d:\d\d (.*?)\0?", line)
+        assert match, line
+        return int(match[1]), match[2]
+
+    def close(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ending:
+            ending.sendto(b"", str(self.PATH))
+        self._reader.join()
+        self._sock.close()
+        self.PATH.unlink()
+
+
+@pytest.fixture
+def syslog_daemon() -> Iterator[SyslogDaemon]:
+    if SyslogDaemon.PATH.exists() or os.geteuid() != 0:
+        pytest.skip("this needs root, and a machine without a syslog daemon")
+    daemon = SyslogDaemon()
+    yield daemon
+    daemon.close()
+
+
+def test_a_daemon_logs_to_syslog_as_postfix_does(syslog_daemon: SyslogDaemon, installation: Installation) -> None:
+    (installation.directory / "broken.py").write_text("def f(key): raise ValueError(key)\n")
+    installation.configure(maps='[maps.m]\ntype = "python"\npath = ["."]\nfunction = "broken:f"\n')
+    installation.run("serve", "--daemon")
+    serving = f"prefork-socketmap/master[{installation.pid}]: serving {installation.endpoint}"
+    assert syslog_daemon.logged("serving") == (syslog.LOG_MAIL | syslog.LOG_INFO, serving)
+
+    with pytest.raises(TempFail):
+        installation.lookup("m", "some key")
+    priority, line = syslog_daemon.logged("lookup failed")
+    assert priority == syslog.LOG_MAIL | syslog.LOG_ERR
+    assert re.fullmatch(r"prefork-socketmap/worker\[\d+\]: error: .*'some key'.*", line)
+    assert syslog_daemon.logged("ValueError")[1].partition("]: ")[2].startswith("  ")
 
 
 def test_each_lookup_is_logged_with_client_status_time_map_and_key(installation: Installation) -> None:
