@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from prefork_socketmap.maps.file import FileMap
+from prefork_socketmap.maps.sharedtable import SharedTable
 from prefork_socketmap.settings import SettingError
 from prefork_socketmap.socketmap.messages import Reply
 
@@ -90,7 +92,7 @@ def test_a_file_that_does_not_parse_is_read_once(make: Make, text: Path, monkeyp
     table = make()
     replace(text, "broken\n")
     table.lookup("key")
-    monkeypatch.setattr(FileMap, "_written", lambda self: pytest.fail("read again"))
+    monkeypatch.setattr(SharedTable, "_written", lambda self: pytest.fail("read again"))
     assert table.lookup("key") == Reply.ok("one")
 
 
@@ -104,7 +106,7 @@ def test_the_old_table_stays_while_there_is_no_file(make: Make, text: Path) -> N
 
 def test_a_file_is_parsed_once_for_all_workers(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     make()
-    monkeypatch.setattr(FileMap, "_written", lambda self: pytest.fail("parsed again"))
+    monkeypatch.setattr(SharedTable, "_written", lambda self: pytest.fail("parsed again"))
     assert make().lookup("key") == Reply.ok("one")
 
 
@@ -130,6 +132,13 @@ def test_an_index_that_is_removed_under_a_worker_does_no_harm(make: Make, text: 
     (index,) = (text.parent / "index").iterdir()
     index.unlink()
     assert table.lookup("key") == Reply.ok("one")
+    replace(text, "key two\n")
+    assert table.lookup("key") == Reply.ok("two")
+
+
+def test_a_directory_that_is_removed_under_a_worker_does_no_harm(make: Make, text: Path) -> None:
+    table = make()
+    shutil.rmtree(text.parent / "index")
     replace(text, "key two\n")
     assert table.lookup("key") == Reply.ok("two")
 
@@ -191,7 +200,7 @@ def test_a_file_that_cannot_be_read_at_first_is_an_error(
 def test_a_file_without_entries_is_a_table(make: Make, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text.write_text("# nothing yet\n")
     make()
-    monkeypatch.setattr(FileMap, "_written", lambda self: pytest.fail("parsed again"))
+    monkeypatch.setattr(SharedTable, "_written", lambda self: pytest.fail("parsed again"))
     assert make().lookup("key") == Reply.not_found()
 
 
