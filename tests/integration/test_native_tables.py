@@ -25,7 +25,6 @@ from tests.integration.conftest import StartDaemon, StartPostfix
 from tests.integration.daemon import Daemon
 from tests.integration.postfix import Postfix
 from tests.integration.servers.process import program, unavailable
-from tests.waiting import eventually
 
 # ---- Whole keys ----
 
@@ -536,12 +535,13 @@ def test_the_dialogues_show_what_the_tables_hold(
 
 def deliver(postfix: Postfix) -> list[str]:
     """Send one mail to all of ALIASED; return what became of them."""
-    with postfix.smtp() as session:
+    with smtplib.SMTP("127.0.0.1", postfix.port, local_hostname="test", timeout=150) as session:
+        session.ehlo()
         session.mail("sender@example.org")
         for recipient in ALIASED:
             assert session.docmd("RCPT", f"TO:<{recipient}>")[0] == 250
-        session.data(b"Subject: test\r\n\r\ntest\r\n")
-    eventually(lambda: not postfix.queue(), within=60, what="the mail is delivered")
+        queue_id = session.data(b"Subject: test\r\n\r\ntest\r\n")[1].decode().rpartition(" ")[2]
+    postfix.logged(f"{queue_id}: removed")
     return sorted(re.findall(r"to=<.*>, orig_to=<.*>", postfix.log()))
 
 
