@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from prefork_socketmap.prefork.listener import Endpoint
 from prefork_socketmap.prefork.master import Master, Observer, StartError
-from prefork_socketmap.prefork.worker import leave_process
+from prefork_socketmap.prefork.worker import flush_output, leave_process
 
 _MAX_REPORT = 1 << 20
 
@@ -32,6 +32,7 @@ class BackgroundMaster:
         """
         self._link, childs_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._reaping = threading.Lock()
+        flush_output()
         self.pid = os.fork()
         if self.pid == 0:
             self._link.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
@@ -14,7 +13,7 @@ from prefork_socketmap.prefork.channel import Channel
 from prefork_socketmap.prefork.generation import Generation
 from prefork_socketmap.prefork.parking import Lot
 from prefork_socketmap.prefork.scoreboard import Row, Scoreboard
-from prefork_socketmap.prefork.worker import LEAVE, Surroundings, leave_process, live
+from prefork_socketmap.prefork.worker import LEAVE, Surroundings, flush_output, leave_process, live
 
 
 @dataclass(eq=False)
@@ -75,9 +74,7 @@ class Pool:
         """Start a worker. Raises OSError when the system does not let us."""
         row = self._board.claim(generation.number)
         answers, to_worker = Channel.pair()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()  # or the child writes it a second time
+        flush_output()
         # A signal that arrives between the fork and the child's own handlers must meet neither the master's nor none.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:

@@ -327,9 +327,14 @@ def _describe(error: BaseException) -> str:
     return text if isinstance(error, ValueError | OSError) and text else f"{type(error).__name__}: {text}"
 
 
-def leave_process(status: int) -> None:
-    """End this process, a fork, without what belongs to the master: its atexit functions, its finally blocks."""
+def flush_output() -> None:
+    """Write what is buffered. To be called before a fork, too: the child would write it a second time."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
+
+
+def leave_process(status: int) -> None:
+    """End this process, a fork, without what belongs to the master: its atexit functions, its finally blocks."""
+    flush_output()
     os._exit(status)
