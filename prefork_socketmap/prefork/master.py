@@ -385,6 +385,7 @@ class Master:
         self._tell(self._observer.stopping)
         self._kill_at = monotonic() + (self._limits.stop_timeout or _NEVER)
         self._close_listeners()
+        self._candidate = None  # whether it could serve does not matter any more
         self._keeper.close_all()
         for child in self._pool.children.values():
             child.retire()
