@@ -44,6 +44,7 @@ class Channel:
     """One end of a channel. ``send`` on one end, ``receive`` on the other; ``receive`` never blocks."""
 
     def __init__(self, sock: socket.socket) -> None:
+        sock.settimeout(None)  # whatever default the program has set
         self.sock = sock
 
     @classmethod

@@ -57,6 +57,9 @@ class Connection:
         self.job_ends = worker.row.job_ends
         self._worker = worker
         self._recv = sock.recv
+        if sock.gettimeout() is not None:
+            # The program has set a default timeout, for the sake of its databases perhaps. The kernel's are ours.
+            sock.settimeout(None)
         self._is_tcp = sock.family != socket.AF_UNIX
         self._awaited = 1
         # A new client has more than one question, as a rule: Postfix asks for sender and recipient in one go.
