@@ -65,5 +65,5 @@ def start_daemon() -> Iterator[StartDaemon]:
 @pytest.fixture
 def session(postfix: Postfix) -> Iterator[Session]:
     """An SMTP session with the ``postfix`` of the module, ready for recipients."""
-    with postfix.smtp() as session:
+    with postfix.transaction() as session:
         yield session

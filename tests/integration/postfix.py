@@ -9,7 +9,7 @@ import signal
 import smtplib
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -39,17 +39,17 @@ _MAIN = {
     "notify_classes": "",
 }
 
-# master(5), none of them chrooted: unix: sockets are where main.cf says.
+# master(5). Debian chroots the programs that "{chroot}" is for.
 _MASTER = """\
-127.0.0.1:{port} inet n - n - - smtpd
-cleanup  unix n - n - 0 cleanup
+127.0.0.1:{port} inet n - {chroot} - - smtpd
+cleanup  unix n - {chroot} - 0 cleanup
 qmgr     unix n - n 300 1 qmgr
-rewrite  unix - - n - - trivial-rewrite
+rewrite  unix - - {chroot} - - trivial-rewrite
 proxymap unix - - n - - proxymap
 bounce   unix - - n - 0 bounce
 defer    unix - - n - 0 bounce
 trace    unix - - n - 0 bounce
-smtp     unix - - n - - smtp
+smtp     unix - - {chroot} - - smtp
 discard  unix - - n - - discard
 error    unix - - n - - error
 retry    unix - - n - - error
@@ -82,10 +82,11 @@ class Session(smtplib.SMTP):
 class Postfix:
     """A Postfix of its own, set up when it is made and started by ``start``. ``close`` stops and removes it.
 
-    *main* are main.cf's parameters beyond those that every instance needs. *master* are more lines of master.cf.
+    *main* are main.cf's parameters beyond those that every instance needs. With *chroot*, smtpd(8) and others see
+    no file outside ``queue_directory``.
     """
 
-    def __init__(self, main: Mapping[str, str], master: Iterable[str] = ()) -> None:
+    def __init__(self, main: Mapping[str, str], *, chroot: bool = False) -> None:
         self._postfix = program("postfix", "postfix")
         if os.geteuid() != 0:
             unavailable("only root can start Postfix: run the tests as root")
@@ -94,39 +95,41 @@ class Postfix:
         self.directory = Path(tempfile.mkdtemp(prefix="socketmap-postfix-"))
         self.directory.chmod(0o755)
         self._etc = self.directory / "etc"
+        self.queue_directory = self.directory / "queue"
         self._log = self.directory / "mail.log"
         self._log.touch()
-        self._configure(main, master)
+        self._configure(main, chroot)
 
-    def _configure(self, main: Mapping[str, str], master: Iterable[str]) -> None:
+    def _configure(self, main: Mapping[str, str], chroot: bool) -> None:
         for name in ("etc", "queue", "data"):
             (self.directory / name).mkdir()
         shutil.chown(self.directory / "data", "postfix")
         places = {
-            "queue_directory": f"{self.directory}/queue",
+            "queue_directory": str(self.queue_directory),
             "data_directory": f"{self.directory}/data",
             "maillog_file": str(self._log),
             "maillog_file_prefixes": str(self.directory),
         }
         parameters = _MAIN | places | dict(main)
         (self._etc / "main.cf").write_text("".join(f"{name} = {value}\n" for name, value in parameters.items()))
-        lines = "".join(f"{line}\n" for line in master)
-        (self._etc / "master.cf").write_text(_MASTER.format(port=self.port) + lines)
+        services = _MASTER.format(port=self.port, chroot="y" if chroot else "n")
+        (self._etc / "master.cf").write_text(services)
 
     def start(self) -> None:
         """Start Postfix; its port is open when this returns."""
         self._run(self._postfix, "-c", self._etc, "start")
 
-    def reload(self) -> None:
-        """Let new processes, with empty caches, take over."""
-        self._run(self._postfix, "-c", self._etc, "reload")
-
     def smtp(self) -> Session:
-        """Return a new SMTP session with smtpd, which is a context manager. A sender is accepted already."""
-        session = Session(self.port)
-        session.ehlo_or_helo_if_needed()
-        assert session.mail("sender@client.example.test")[0] == 250
-        return session
+        """Return a new SMTP session, a context manager."""
+        return Session(self.port)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """Open an SMTP session in which a sender is accepted, so that recipients may follow."""
+        with self.smtp() as session:
+            session.ehlo()
+            assert session.mail("sender@client.example.test")[0] == 250
+            yield session
 
     def postmap(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         """Run postmap(1) with *arguments*; Postfix need not be started. The result has its output as bytes."""
@@ -152,13 +155,13 @@ class Postfix:
         return eventually(line, within)
 
     def queue(self) -> str:
-        """Return what postqueue(1) lists; nothing when the queue is empty."""
+        """Return the mails in the queue, a JSON object in each line; nothing when all mail is gone."""
         return self._run(program("postqueue", "postfix"), "-c", self._etc, "-j")
 
     def close(self) -> None:
         """Stop Postfix and remove everything."""
         with contextlib.suppress(FileNotFoundError):
-            master = int((self.directory / "queue/pid/master.pid").read_text())
+            master = int((self.queue_directory / "pid/master.pid").read_text())
             with contextlib.suppress(ProcessLookupError):
                 # It is the leader of a group, and on TERM passes the signal on to all of it.
                 os.kill(master, signal.SIGTERM)
