@@ -13,6 +13,7 @@ import socket
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from types import TracebackType
 
@@ -116,14 +117,19 @@ class Gate:
         self._arrived = _forking.Semaphore(0)
         self._opened = _forking.Semaphore(0)
 
-    def pass_through(self) -> None:
-        """Called in the lookup: tell that it has begun, and wait until it may go on."""
-        self._arrived.release()
+    def lookup(self, key: str) -> str:
+        """Be the lookup: tell that it has begun, wait until it may go on, and answer."""
+        self.arrive()
         self._opened.acquire()
+        return "done"
+
+    def arrive(self) -> None:
+        """Tell the test that this point has been reached."""
+        self._arrived.release()
 
     def await_arrival(self) -> None:
         """Wait until a lookup stands at the gate."""
-        assert self._arrived.acquire(timeout=DEADLINE), "no lookup has reached the gate"
+        assert self._arrived.acquire(timeout=DEADLINE), "nobody has reached the gate"
 
     def open(self) -> None:
         """Let one lookup go on."""
@@ -216,6 +222,45 @@ def serve() -> Iterator[Serve]:
             return site
 
         yield start
+
+
+Fork = Callable[[Callable[[], object]], ForkProcess]
+
+
+@pytest.fixture
+def fork() -> Iterator[Fork]:
+    """Run functions in processes of their own: a server in the foreground, for one. They are killed in the end."""
+    processes: list[ForkProcess] = []
+
+    def run(function: Callable[[], object]) -> ForkProcess:
+        process = _forking.Process(target=function)
+        process.start()
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+def exit_code(process: ForkProcess) -> int:
+    """Wait until a process has ended; return its exit code, negative for the signal that killed it."""
+    process.join(DEADLINE)
+    assert process.exitcode is not None, "the process has not ended"
+    return process.exitcode
+
+
+def serving(endpoint: str) -> Client:
+    """Wait until somebody serves at *endpoint*; return a client that is connected to it."""
+
+    def connect() -> Client:
+        try:
+            return Client(endpoint)
+        except OSError as error:
+            raise AssertionError(f"nobody serves at {endpoint}") from error
+
+    return eventually(connect, DEADLINE)
 
 
 # Processes, as /proc shows them.
