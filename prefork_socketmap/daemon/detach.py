@@ -27,7 +27,8 @@ class Launch:
         self._tell(os.EX_OK, "")
 
     def failed(self, code: int, reason: str) -> None:
-        """Tell why it is not, and what to exit with."""
+        """Tell why it is not, and what to exit with; and log it, for a start that nobody waits for any more."""
+        log.critical("%s", reason)
         self._tell(code, reason)
 
     def _tell(self, code: int, reason: str) -> None:

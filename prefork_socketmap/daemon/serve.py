@@ -118,8 +118,6 @@ def _reload(source: Source) -> Plan:
 
 
 def _fail(launch: Launch, code: int, reason: str) -> int:
-    if not isinstance(launch, Foreground):
-        logger.critical("%s", reason)
     launch.failed(code, reason)
     return code
 
