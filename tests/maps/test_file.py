@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -74,6 +75,20 @@ def test_a_change_is_seen_by_the_next_lookup_of_every_worker(
     for value in ("two", "six", "ten"):
         change(text, f"Key {value}\n")
         assert [worker.lookup("key") for worker in workers] == [Reply.ok(value)] * 2
+
+
+def test_a_change_within_one_tick_of_the_clock_is_seen(
+    make: Make, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = text.stat()
+
+    def rewrite_unseen(seconds: float) -> None:
+        text.write_text("Key two\n")
+        os.utime(text, ns=(written.st_atime_ns, written.st_mtime_ns))
+
+    monkeypatch.setattr(time, "time", lambda: written.st_mtime + 0.001)
+    monkeypatch.setattr(time, "sleep", rewrite_unseen)
+    assert make().lookup("key") == Reply.ok("two")
 
 
 def test_the_old_table_stays_when_the_new_one_does_not_parse(
