@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
-_ADDRESS_SEPARATOR = re.compile(r'((?:[^",]|"(?:[^"\\]|\\.)*"|")+)')
+_LISTED_ADDRESS = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*"|")+')
 # RFC 5321, "Dot-string", with UTF-8 (RFC 6531): atoms, none empty, separated by dots.
 _SPECIAL = r'\x00-\x20\x7f()<>@,;:\\"\[\]'
 _DOT_STRING = re.compile(rf"[^.{_SPECIAL}]+(?:\.[^.{_SPECIAL}]+)*")
@@ -171,7 +171,7 @@ def propagate(extension: str, result: str) -> str:
     "propagate_unmatched_extensions" in postconf(5). A result ``@domain`` stays as it is: Postfix puts the local part
     that it asked for in front, and that has the extension.
     """
-    return _ADDRESS_SEPARATOR.sub(lambda match: _extend(extension, match[0]), result)
+    return _LISTED_ADDRESS.sub(lambda match: _extend(extension, match[0]), result)
 
 
 def _extend(extension: str, text: str) -> str:
