@@ -22,7 +22,7 @@ class Kind(enum.IntEnum):
 
     READY = 1
     FAILED = 2  # to start; the text says why
-    SPARE = 3  # too few idle workers are left
+    SHORTAGE = 3  # of idle workers; the number is an Alert
     PARK = 4  # here is a connection for the lot
     FETCH = 5  # give me the connection with this number
     FETCHED = 6  # here it is, unless it is gone

@@ -28,7 +28,7 @@ from prefork_socketmap.prefork.limits import Limits
 from prefork_socketmap.prefork.listener import Endpoint, Listener
 from prefork_socketmap.prefork.parking import Keeper, Lot
 from prefork_socketmap.prefork.pool import Child, Pool
-from prefork_socketmap.prefork.scoreboard import Scoreboard, State
+from prefork_socketmap.prefork.scoreboard import Alert, Scoreboard, State
 from prefork_socketmap.prefork.signals import Signals
 from prefork_socketmap.prefork.waiting import LONGEST_WAIT
 
@@ -37,6 +37,8 @@ log = logging.getLogger("prefork_socketmap.master")
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGCHLD)
 _NEVER = float("inf")
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # between the attempts to start a worker that cannot start
+_SHORTAGE_CHECK = 1.0
+_BURST = 0.005
 _POLL_CHILDREN = 0.1  # where no signal tells of their end
 _RESERVED_DESCRIPTORS = 128  # of the limit: for listeners, channels, logs, and what the embedding program has open
 
@@ -90,6 +92,8 @@ class Master:
         self._kill_at = _NEVER
         self._pause = _FIRST_PAUSE
         self._paused_until = 0.0
+        self._pressed_at = _NEVER
+        self._watches_lot = False
         self._due = 0.0
         self.board = Scoreboard()
         self._signals = Signals()
@@ -116,7 +120,7 @@ class Master:
         self._lot = Lot(limit)
         self._lot.add(ends_with_us, always=True)
         self._keeper = Keeper(self._lot)
-        self._pool = Pool(self.board, workers_inbox, self._lot, ends_with_us, self._leave_to_child)
+        self._pool = Pool(self.board, workers_inbox, self._lot, self._keeper, ends_with_us, self._leave_to_child)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
         self._selector.register(self._inbox, selectors.EVENT_READ, self._on_messages)
@@ -164,6 +168,7 @@ class Master:
         limits = self._limits
         self._due = min(
             watchdog.check(self._pool.children.values(), limits.lookup_timeout, now),
+            self._relieve(now),
             self._replenish(now),
             self._shrink(now),
             self._keeper.expire(limits.park_timeout, now) if limits.park_timeout and len(self._keeper) else _NEVER,
@@ -191,7 +196,7 @@ class Master:
         actions = {
             Kind.READY: self._on_ready,
             Kind.FAILED: self._on_failed,
-            Kind.SPARE: self._on_spare,
+            Kind.SHORTAGE: self._on_shortage,
             Kind.PARK: self._on_park,
             Kind.FETCH: self._on_fetch,
             Kind.GONE: self._on_gone,
@@ -297,14 +302,15 @@ class Master:
         if self._stopping or not self._current:
             return _NEVER
         if now < self._paused_until:
-            self.board.full = True
+            self.board.alert = Alert.NONE_IDLE
             return self._paused_until
         limits = self._limits
         alive = self._pool.of(self._current)
         room = limits.process_limit - len(alive)
-        spare = sum(child.row.state in (State.IDLE, State.STARTING) for child in alive)
-        missing = max(min(limits.min_spare - spare, room), 0)
-        self.board.full = missing == room
+        idle = sum(child.row.state in (State.IDLE, State.STARTING) for child in alive)
+        missing = max(min(limits.min_spare - idle, room), 0)
+        # At the limit nobody need tell us that more are wanted.
+        self.board.alert = Alert.NONE if missing < room else Alert.NONE_IDLE
         try:
             for _ in range(missing):
                 self._pool.fork(self._current)
@@ -333,8 +339,43 @@ class Master:
             child.retire()
         return now + limits.max_idle
 
-    def _on_spare(self, _message: Message) -> None:
-        self._replenish(monotonic())
+    def _on_shortage(self, message: Message) -> None:
+        """Hear that few workers are idle, or none: start more, if that is still so in a moment.
+
+        A burst of lookups that take microseconds is no shortage. But whoever waits longer than such a burst takes
+        gets a worker at once.
+        """
+        self.board.alert = max(self.board.alert, Alert(message.number))
+        self._due = min(self._due, monotonic() + _SHORTAGE_CHECK)
+        if self.board.alert is Alert.NONE_IDLE:
+            self._watch_lot()
+
+    def _watch_lot(self) -> None:
+        if self._lot.can_park and not self._watches_lot and not self._stopping:
+            self._watches_lot = True
+            self._selector.register(self._lot, selectors.EVENT_READ, self._on_waiting_client)
+
+    def _unwatch_lot(self) -> None:
+        if self._watches_lot:
+            self._watches_lot = False
+            self._selector.unregister(self._lot)
+
+    def _on_waiting_client(self) -> None:
+        self._unwatch_lot()
+        self._pressed_at = monotonic() + _BURST
+        self._due = min(self._due, self._pressed_at)
+
+    def _relieve(self, now: float) -> float:
+        """Start workers when a client has been waiting for longer than a burst. Return when to look."""
+        if now < self._pressed_at:
+            return self._pressed_at
+        self._pressed_at = _NEVER
+        if not self.board.count(State.IDLE):
+            if self._lot.has_work():
+                self._replenish(now)
+            if self.board.alert is Alert.NONE_IDLE:
+                self._watch_lot()
+        return _NEVER
 
     def _reap(self) -> None:
         self._on_messages()  # the last words of those that have ended
@@ -433,7 +474,6 @@ class Master:
         self._selector.close()
         self._inbox.close()
         os.close(self._held)
-        self._keeper.forget()
 
     def _tell(self, event: Callable[[], None]) -> None:
         """Tell the observer. What goes wrong there is no reason to stop serving."""

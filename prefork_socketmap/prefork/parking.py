@@ -9,9 +9,9 @@ back. A stuck worker holds up one client; which workers come and go is nothing t
 
 An entry of an epoll set is a pair of an open file and a *number*, the descriptor's (epoll(7), Q0). So the processes
 must use the same number for a connection: the master chooses one, in a range where workers have nothing else, and a
-worker that meets a connection for the first time fetches a duplicate from the master, puts it at that number and
-keeps it for the next time. A number that is used again gets a new *serial* in the shared table, which tells workers
-that their duplicate is of a connection that is gone.
+worker that meets a connection for the first time, unless it inherited it, fetches a duplicate from the master, puts
+it at that number and keeps it for the next time. A number that is used again gets a new *serial* in the shared
+table, which tells workers that their duplicate is of a connection that is gone.
 
 ``Lot`` is what all processes share, ``Keeper`` is the master's part.
 """
@@ -106,6 +106,16 @@ class Lot:
         """Stop watching *number*."""
         with contextlib.suppress(OSError, KeyError, ValueError):
             self._set.remove(number)
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable while something waits for a worker; -1 where there is no epoll."""
+        return self._set.fileno()
+
+    def has_work(self) -> bool:
+        """Whether something waits for a worker."""
+        poll = select.poll()
+        poll.register(self._set.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         """Close this process's descriptor of the set."""
@@ -211,11 +221,9 @@ class Keeper:
             else:
                 self.drop(number)
 
-    def forget(self) -> None:
-        """In a new worker: close the descriptors that the fork has duplicated; it fetches what it needs."""
-        for sock in self._sockets.values():
-            sock.close()
-        self._sockets.clear()
+    def inheritance(self) -> dict[int, tuple[int, socket.socket]]:
+        """In a new worker: what the fork has duplicated, each with its serial. No need to fetch these."""
+        return {number: (self._lot.serial(number), sock) for number, sock in self._sockets.items()}
 
 
 class _SharedSet:
@@ -236,6 +244,9 @@ class _SharedSet:
 
     def remove(self, number: int) -> None:
         self._epoll.unregister(number)
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
 
     def close(self) -> None:
         self._epoll.close()
@@ -266,6 +277,9 @@ class _OwnSet:
 
     def remove(self, number: int) -> None:
         self._numbers.discard(number)
+
+    def fileno(self) -> int:
+        return -1
 
     def close(self) -> None:
         self._numbers.clear()

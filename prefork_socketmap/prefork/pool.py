@@ -11,7 +11,7 @@ from time import monotonic
 
 from prefork_socketmap.prefork.channel import Channel
 from prefork_socketmap.prefork.generation import Generation
-from prefork_socketmap.prefork.parking import Lot
+from prefork_socketmap.prefork.parking import Keeper, Lot
 from prefork_socketmap.prefork.scoreboard import Row, Scoreboard
 from prefork_socketmap.prefork.worker import LEAVE, Surroundings, flush_output, leave_process, live
 
@@ -53,7 +53,13 @@ class Pool:
     """All workers, by their process id."""
 
     def __init__(
-        self, board: Scoreboard, inbox: Channel, lot: Lot, lifeline: int, in_child: Callable[[], None]
+        self,
+        board: Scoreboard,
+        inbox: Channel,
+        lot: Lot,
+        keeper: Keeper,
+        lifeline: int,
+        in_child: Callable[[], None],
     ) -> None:
         """*inbox* is the workers' end, *lifeline* a descriptor that ends with the master.
 
@@ -63,6 +69,7 @@ class Pool:
         self._board = board
         self._inbox = inbox
         self._lot = lot
+        self._keeper = keeper
         self._lifeline = lifeline
         self._in_child = in_child
 
@@ -109,6 +116,7 @@ class Pool:
                 lifeline=self._lifeline,
                 inbox=self._inbox,
                 answers=answers,
+                parked=self._keeper.inheritance(),
                 board=self._board,
                 row=row,
                 limits=plan.limits,

@@ -21,7 +21,7 @@ _ROWS = _HEADER_SIZE + (MAX_SLOTS // 4096 + 1) * 4096
 _SIZE = _ROWS + MAX_SLOTS * _ROW_SIZE
 
 # Words of the header.
-_SLOTS, _FULL, _STOPPING, _IN_LOT = range(4)
+_SLOTS, _ALERT, _STOPPING, _IN_LOT = range(4)
 # Words of a row. Times are CLOCK_MONOTONIC seconds; 0.0: none.
 _PID, _GENERATION, _SINCE, _JOB_STARTED, _JOBS, _CONNECTIONS, _REFUSED, _NEW = range(8)
 
@@ -37,6 +37,14 @@ class State(enum.IntEnum):
     LEAVING = 5
 
 
+class Alert(enum.IntEnum):
+    """How short of workers the server is."""
+
+    NONE = 0
+    FEW_IDLE = 1  # fewer than min_spare
+    NONE_IDLE = 2
+
+
 class Scoreboard:
     """The memory, and the few numbers in it that concern everybody. Made by the master before it forks."""
 
@@ -48,13 +56,13 @@ class Scoreboard:
         self.times = view.cast("d")
 
     @property
-    def full(self) -> bool:
-        """Whether no more workers can be started."""
-        return bool(self.words[_FULL])
+    def alert(self) -> Alert:
+        """The shortage of workers that the master knows of, or cannot do anything about: no need to report it."""
+        return Alert(self.words[_ALERT])
 
-    @full.setter
-    def full(self, value: bool) -> None:
-        self.words[_FULL] = value
+    @alert.setter
+    def alert(self, value: Alert) -> None:
+        self.words[_ALERT] = value
 
     @property
     def stopping(self) -> bool:

@@ -26,7 +26,7 @@ from prefork_socketmap.prefork.connection import Connection
 from prefork_socketmap.prefork.limits import Limits
 from prefork_socketmap.prefork.listener import Listener
 from prefork_socketmap.prefork.parking import Lot
-from prefork_socketmap.prefork.scoreboard import Row, Scoreboard, State
+from prefork_socketmap.prefork.scoreboard import Alert, Row, Scoreboard, State
 from prefork_socketmap.prefork.signals import Signals
 from prefork_socketmap.prefork.waiting import SilenceWait
 
@@ -61,6 +61,7 @@ class Surroundings:
     lifeline: int
     inbox: Channel
     answers: Channel
+    parked: dict[int, tuple[int, socket.socket]]
     board: Scoreboard
     row: Row
     limits: Limits
@@ -100,6 +101,7 @@ class Worker:
         self.can_park = around.lot.can_park and around.limits.park_timeout > 0
         self._listeners = {listener.sock.fileno(): listener for listener in around.listeners}
         self._known: dict[int, Connection] = {}
+        self._inherited = around.parked
         self._signals = Signals()
         self._signals.install(
             {
@@ -200,7 +202,7 @@ class Worker:
         self._become_busy()
         connection = self._known.get(number)
         if connection is None or connection.serial != serial:
-            connection = self._fetch(number, serial)
+            connection = self._meet(number, serial)
         if connection is None:
             self._become_idle()
             return None
@@ -208,11 +210,28 @@ class Worker:
         connection.begin_turn(self._lot.since(number))
         return connection
 
-    def _fetch(self, number: int, serial: int) -> Connection | None:
-        """Ask the master for the connection with *number*; None when it has just gone."""
+    def _meet(self, number: int, serial: int) -> Connection | None:
+        """Make the acquaintance of the connection with *number*; None when it has just gone."""
         stale = self._known.pop(number, None)
         if stale:
             stale.sock.close()
+        inherited_serial, sock = self._inherited.pop(number, (None, None))
+        if sock and inherited_serial != serial:
+            sock.close()
+            sock = None
+        sock = sock or self._fetch(number)
+        if sock is None:
+            return None
+        try:
+            connection = self._known[number] = Connection(sock, self, number, serial)
+        except OSError:
+            sock.close()  # the client has left
+            self._around.inbox.send(Kind.GONE, number=number, serial=serial)
+            return None
+        return connection
+
+    def _fetch(self, number: int) -> socket.socket | None:
+        """Ask the master for the connection with *number*; None when it has just gone."""
         self._around.inbox.send(Kind.FETCH, number=number)
         try:
             message = self._around.answers.receive()
@@ -225,13 +244,7 @@ class Worker:
         os.dup2(fetched.fileno(), number, inheritable=False)
         sock = socket.socket(fetched.family, fetched.type, fetched.proto, number)
         fetched.close()
-        try:
-            connection = self._known[number] = Connection(sock, self, number, serial)
-        except OSError:
-            sock.close()  # the client has left
-            self._around.inbox.send(Kind.GONE, number=number, serial=serial)
-            return None
-        return connection
+        return sock
 
     # Serving them.
 
@@ -266,8 +279,11 @@ class Worker:
 
     def _become_busy(self) -> None:
         self.row.set_state(State.BUSY)
-        if not self._board.full and self._board.count(State.IDLE) < self._limits.min_spare:
-            self._around.inbox.send(Kind.SPARE)
+        idle = self._board.count(State.IDLE)
+        if idle < self._limits.min_spare:
+            shortage = Alert.FEW_IDLE if idle else Alert.NONE_IDLE
+            if shortage > self._board.alert:
+                self._around.inbox.send(Kind.SHORTAGE, number=shortage)
 
     def _become_idle(self) -> None:
         self.row.has_new = False
