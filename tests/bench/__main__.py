@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import platform
 import resource
@@ -21,10 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _raise_descriptor_limit()
     print(f"{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores, loopback TCP;")
     print(f"medians of {options.rounds} alternating rounds of {options.seconds:g} s")
-    scenario = SCENARIOS[options.scenario]
-    print(f"{options.scenario}: {scenario.about}")
-    for load in [Load(number) for number in options.connections] or scenario.loads:
-        print(f"\n{_run(scenario, load, options)}", flush=True)
+    if options.scenario == "maps":
+        _compare_maps(options)
+    else:
+        _compare_servers(options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -32,10 +33,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "scenario",
         nargs="?",
-        choices=SCENARIOS,
+        choices=[*SCENARIOS, "maps"],
         default="busy",
         metavar="SCENARIO",
-        help=f"{', '.join(SCENARIOS)} (default: %(default)s)",
+        help=f"{', '.join(SCENARIOS)}, maps (default: %(default)s)",
     )
     parser.add_argument(
         "-c",
@@ -55,6 +56,20 @@ def _parser() -> argparse.ArgumentParser:
         help="processes that make the load (default: one for every two cores)",
     )
     return parser
+
+
+def _compare_maps(options: argparse.Namespace) -> None:
+    from tests.bench import maps  # needs the drivers, and the servers behind them
+
+    print("maps: this server beside the bare drivers\n")
+    print(maps.run(functools.partial(_measure, options=options), options.seconds, options.rounds))
+
+
+def _compare_servers(options: argparse.Namespace) -> None:
+    scenario = SCENARIOS[options.scenario]
+    print(f"{options.scenario}: {scenario.about}")
+    for load in [Load(number) for number in options.connections] or scenario.loads:
+        print(f"\n{_run(scenario, load, options)}", flush=True)
 
 
 def _run(scenario: Scenario, load: Load, options: argparse.Namespace) -> str:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -22,19 +23,21 @@ _CPU_TIMES = slice(11, 15)  # utime stime cutime cstime: its own and its reaped 
 class ServerProcess:
     """A server program in a session of its own, by which all its processes are found; stopped with the block."""
 
-    def __init__(self, module: str, arguments: Sequence[str] = ()) -> None:
-        self.port = free_port()
-        self._command = [sys.executable, "-m", module, str(self.port), *arguments]
+    def __init__(self, module: str, arguments: Sequence[str], port: int) -> None:
+        """*arguments* are those of the program ``python -m MODULE``, which listens on *port*."""
+        self.port = port
+        self._command = [sys.executable, "-m", module, *arguments]
 
     def __enter__(self) -> ServerProcess:
-        self._process = subprocess.Popen(self._command, start_new_session=True, stderr=subprocess.PIPE)
-        eventually(self._accepts, what=f"{self._command} accepts connections")
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the block
+        self._process = subprocess.Popen(self._command, start_new_session=True, stderr=self._log)
+        eventually(self._accepts, within=120, what=f"{self._command} accepts connections")
         return self
 
     def _accepts(self) -> bool:
         if self._process.poll() is not None:
-            _, error = self._process.communicate()
-            raise RuntimeError(f"{self._command} ended:\n{error.decode()}")
+            self._log.seek(0)
+            raise RuntimeError(f"{self._command} ended:\n{self._log.read().decode()}")
         with socket.socket() as sock:
             return sock.connect_ex(("127.0.0.1", self.port)) == 0
 
@@ -61,10 +64,11 @@ class ServerProcess:
     ) -> None:
         self._process.terminate()
         try:
-            self._process.communicate(timeout=10)
+            self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.communicate()
+            self._process.wait()
+        self._log.close()
 
 
 def _pss(process: Path) -> int:

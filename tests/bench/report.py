@@ -70,6 +70,11 @@ def render(title: str, rounds: Mapping[str, Sequence[Figures]]) -> str:
     rows += [[name, *_figures(figures)] for name, figures in rounds.items()]
     (first, reference), *others = rounds.items()
     rows += [[f"{first} / {name}", *_ratios(reference, figures)] for name, figures in others]
+    return table(rows)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return *rows* as lines with aligned columns, the first to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(_line(row, widths) for row in rows)
 

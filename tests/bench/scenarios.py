@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.bench.load import Load
-from tests.bench.measure import ServerProcess
+from tests.bench.measure import ServerProcess, free_port
 
 _SERVERS = "tests.bench.servers"
 
@@ -22,7 +22,8 @@ class Contender:
 
     def start(self) -> ServerProcess:
         """Return its process, which the caller starts."""
-        return ServerProcess(f"{_SERVERS}.{self.module}", self.arguments)
+        port = free_port()
+        return ServerProcess(f"{_SERVERS}.{self.module}", [str(port), *self.arguments], port)
 
 
 @dataclass(frozen=True)
