@@ -29,7 +29,7 @@ class ServerProcess:
         self._command = [sys.executable, "-m", module, *arguments]
 
     def __enter__(self) -> ServerProcess:
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the block
+        self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(self._command, start_new_session=True, stderr=self._log)
         eventually(self._accepts, within=120, what=f"{self._command} accepts connections")
         return self
