@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 pytest_plugins = [
+    "tests.integration.servers.dropping",
     "tests.integration.servers.httpd",
     "tests.integration.servers.mariadb",
     "tests.integration.servers.postgresql",

@@ -10,11 +10,14 @@ ldap3, the other choice, has had no release since 2021. Versions before 3.4.5 es
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import ssl
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import ldap
 import ldapurl
@@ -35,6 +38,9 @@ from prefork_socketmap.maps.template import Address, Template
 from prefork_socketmap.socketmap.messages import Reply, to_text
 
 _PORT = 389
+_TLS_PORT = 636
+# RFC 4511, 4.14.1, in BER: message 1, an extended request.
+_START_TLS = b"\x30\x1d\x02\x01\x01\x77\x18\x80\x16" + b"1.3.6.1.4.1.1466.20037"
 _SCOPES = {"sub": ldap.SCOPE_SUBTREE, "one": ldap.SCOPE_ONELEVEL, "base": ldap.SCOPE_BASE}
 _DEREFERENCE = (ldap.DEREF_NEVER, ldap.DEREF_SEARCHING, ldap.DEREF_FINDING, ldap.DEREF_ALWAYS)
 _LOST = (ldap.SERVER_DOWN, ldap.CONNECT_ERROR, ldap.UNAVAILABLE, OSError)
@@ -136,16 +142,17 @@ class LdapMap(NetworkMap[SimpleLDAPObject]):
     def dial(self, host: str, timeout: float) -> SimpleLDAPObject:
         """Connect to *host* and log in."""
         deadline = time.monotonic() + timeout
-        connection = ldap.initialize(_url(host))
+        url = _url(host)
+        _require_answer(url, self.start_tls, timeout)
+        connection = ldap.initialize(url)
         try:
             connection.protocol_version = ldap.VERSION3
             connection.deref = _DEREFERENCE[self.dereference]
             connection.set_option(ldap.OPT_REFERRALS, int(self.chase_referrals))
-            connection.network_timeout = connection.timeout = timeout
+            connection.network_timeout = connection.timeout = _left(deadline)
             self._set_tls_options(connection)
             if self.start_tls:
                 connection.start_tls_s()
-            connection.timeout = _left(deadline)
             # Also without a name: it is what opens the connection.
             connection.simple_bind_s(self.bind_dn, self._password.read())
         except BaseException:
@@ -249,6 +256,29 @@ def _url(host: str) -> str:
         return f"ldapi://{quote(address.path, safe='')}"
     name = f"[{address.name}]" if ":" in address.name else address.name
     return f"ldap://{name}:{address.port}"
+
+
+def _require_answer(url: str, start_tls: bool, timeout: float) -> None:
+    """Raise OSError if TLS is wanted and the server does not answer the first message about it within *timeout*.
+
+    OpenLDAP's library waits for TLS without any limit. So a connection of our own finds out first, if the server is
+    alive; what freezes in the moment between the two is left to the watchdog.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "ldapi" or not (start_tls or parts.scheme == "ldaps"):
+        return
+    address = (parts.hostname or "localhost", parts.port or (_PORT if start_tls else _TLS_PORT))
+    with socket.create_connection(address, timeout) as probe:
+        probe.sendall(_START_TLS if start_tls else _client_hello())
+        if not probe.recv(1):
+            raise ConnectionError("the server closes the connection")
+
+
+def _client_hello() -> bytes:
+    sent = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), sent, server_hostname="localhost").do_handshake()
+    return sent.read()
 
 
 def _left(deadline: float) -> float:

@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -111,7 +110,7 @@ class Server(abc.ABC):
             self.give_away(self.log)
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        self._is_frozen = False
+        self._frozen: list[int] = []
 
     @abc.abstractmethod
     def command(self) -> list[str]:
@@ -158,17 +157,20 @@ class Server(abc.ABC):
 
     def freeze(self) -> None:
         """Stop the server's processes in their tracks: the kernel still accepts connections, nobody answers."""
-        for pid in self._processes():
-            os.kill(pid, signal.SIGSTOP)
-        self._is_frozen = True
+        assert self._process is not None
+        self._frozen = [self._process.pid]
+        # Parents first, so that none is born behind us.
+        for pid in self._frozen:
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                os.kill(pid, signal.SIGSTOP)
+                self._frozen += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
 
     def thaw(self) -> None:
         """Undo ``freeze``."""
-        if self._is_frozen:
-            self._is_frozen = False
-            for pid in self._processes():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
+        for pid in self._frozen:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        self._frozen = []
 
     def restore(self) -> None:
         """Bring the server back from whatever a test did to it."""
@@ -188,11 +190,3 @@ class Server(abc.ABC):
         if self._process.poll() is not None:
             pytest.fail(f"{self._process.args!r} ended with {self._process.returncode}:\n{self.log.read_text()}")
         return self.is_ready()
-
-    def _processes(self) -> Iterator[int]:
-        """Iterate over the server's process and its descendants; parents first, so that none is born behind us."""
-        assert self._process is not None
-        pids = [self._process.pid]
-        for pid in pids:
-            yield pid
-            pids += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())

@@ -32,10 +32,10 @@ class Redis(Server):
     def command(self) -> list[str]:
         listeners = f"--bind 127.0.0.1 --port {self.port} --tls-port {self.tls_port} --unixsocket {self.socket}"
         tls = f"--tls-cert-file {self.tls.certificate} --tls-key-file {self.tls.key} --tls-auth-clients no"
-        storage = f"--dir {self.directory} --save '' --appendonly no"
+        storage = f"--dir {self.directory}"
         words = " ".join([listeners, tls, storage]).split()
-        words[words.index("''")] = ""
-        return [program("redis-server", "redis-server"), *words, *self._options]
+        # Saved, that is, when it is stopped: what a test has put in is still there after a restart.
+        return [program("redis-server", "redis-server"), *words, "--save", "3600 1", *self._options]
 
     def is_ready(self) -> bool:
         with contextlib.suppress(self._redis.ConnectionError):
