@@ -7,6 +7,7 @@ its file, and only while the file is still the one it made.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import grp
 import logging
@@ -91,9 +92,10 @@ class Listener:
     """
 
     def __init__(self, sock: socket.socket, wanted: Endpoint | None = None, *, created: bool = False) -> None:
-        """Take over *sock*, which is bound. *created*: its file, on a Unix socket, is ours to remove."""
+        """Take over *sock*, which is bound. *created*: by us, so it ends with us, and its file is ours to remove."""
         sock.setblocking(False)
         self.sock = sock
+        self._created = created
         self.endpoint = _endpoint_of(sock)
         self.wanted = wanted or self.endpoint
         # The file we made, if any: what we may remove. A socket that somebody handed to us stays theirs.
@@ -108,7 +110,11 @@ class Listener:
         _warn_when_cut(length)
 
     def close(self, *, unlink: bool = False) -> None:
-        """Close the socket; with *unlink*, remove the file of a Unix socket that we made and that is still ours."""
+        """Stop listening; with *unlink*, remove the file of a Unix socket that we made and that is still ours."""
+        if self._created:
+            # In all processes: a busy worker's duplicate would keep clients waiting in the accept queue.
+            with contextlib.suppress(OSError):  # it is closed already
+                self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()
         if unlink and self._file and _identity(self.endpoint.path) == self._file:
             Path(self.endpoint.path).unlink()
@@ -143,7 +149,7 @@ def _open_inet(endpoint: Endpoint, backlog: int) -> Listener:
             # "[::]" and "0.0.0.0" can stand side by side; what listens is what is written.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((endpoint.host, endpoint.port))
-        listener = Listener(sock, endpoint)
+        listener = Listener(sock, endpoint, created=True)
         listener.set_up(endpoint, backlog)
     except OSError:
         sock.close()

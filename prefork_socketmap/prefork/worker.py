@@ -7,6 +7,7 @@ client is silent (see ``parking``).
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -39,6 +40,8 @@ Handler = Callable[[Connection], None]
 LEAVE = signal.SIGTERM
 INTERRUPT_JOB = signal.SIGUSR1
 
+# accept(2) reports the troubles of the new connection, too; these are ours.
+_OUT_OF_MEANS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _SILENCE_CHECK = 1.0  # how often one that cannot park looks whether others need it more than its silent client
 
 
@@ -165,11 +168,14 @@ class Worker:
     def _accept(self, listener: Listener) -> Connection | None:
         try:
             sock, address = listener.sock.accept()
-        except (BlockingIOError, ConnectionError):
-            return None  # another worker was faster, or the client has left
+        except OSError as error:
+            if error.errno in _OUT_OF_MEANS:
+                raise
+            return None  # another worker was faster, the client has left, or the master has closed the listener
         finally:
             # Now, not after the connection: the next one may be waiting, and another worker idle.
-            self._lot.put_back(listener.sock.fileno())
+            with contextlib.suppress(FileNotFoundError):  # the master has closed it
+                self._lot.put_back(listener.sock.fileno())
         if self._is_refused(address):
             sock.close()
             return None
