@@ -321,6 +321,8 @@ class Master:
 
     def _throttle(self) -> None:
         """Pause before the next attempt to start a worker, each time longer: never a tight loop of failing starts."""
+        if monotonic() < self._paused_until:
+            return  # this failure belongs to the same attempt: workers are started together
         self._paused_until = monotonic() + self._pause
         log.warning("no worker is started for %g s", self._pause)
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
