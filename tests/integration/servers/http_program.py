@@ -27,7 +27,12 @@ class Handler(BaseHTTPRequestHandler):
     """
 
     protocol_version = "HTTP/1.1"
-    aliases = {"info@example.com": "staff@example.net", "two words": "2", "a/b": "slash"}  # noqa: RUF012
+    aliases = {  # noqa: RUF012
+        "info@example.com": "staff@example.net",
+        "@example.com": "rest@example.net",
+        "two words": "2",
+        "a/b": "slash",
+    }
 
     def do_GET(self) -> None:
         """Answer."""

@@ -82,7 +82,7 @@ class Certificate:
         self.key = directory / "key.pem"
         request = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
         names = ["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
-        files = ["-keyout", self.key, "-out", self.certificate]
+        files = ["-keyout", str(self.key), "-out", str(self.certificate)]
         openssl = program("openssl", "openssl")
         subprocess.run([openssl, *request.split(), *names, *files], check=True, capture_output=True)
         self.key.chmod(0o600)
