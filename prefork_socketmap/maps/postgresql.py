@@ -117,8 +117,8 @@ class PostgresqlMap(NetworkMap[pq.abc.PGconn]):
         parameters: dict[str, Any] = {
             "application_name": "prefork-socketmap",
             "client_encoding": "UTF8",
-            # The server gives up on a slow query by itself, and the connection need not be given up for it.
-            "options": f"-c statement_timeout={self.timeout * 1000:.0f}",
+            # The server gives up on a slow query a little earlier than we do: then only the query is lost.
+            "options": f"-c statement_timeout={self.timeout * 900:.0f}",
             "dbname": self.dbname,
             "user": self.user,
             "password": self._password.read(),
@@ -167,7 +167,7 @@ def _finish_connecting(connection: pq.abc.PGconn, deadline: float) -> None:
     status = pq.PollingStatus.WRITING
     while status != pq.PollingStatus.OK:
         if connection.status == pq.ConnStatus.BAD or status == pq.PollingStatus.FAILED:
-            raise psycopg.OperationalError(" ".join(connection.get_error_message().split()))
+            raise psycopg.OperationalError(" ".join(to_text(connection.error_message).split()))
         _wait(connection, select.POLLOUT if status == pq.PollingStatus.WRITING else select.POLLIN, deadline)
         status = pq.PollingStatus(connection.connect_poll())
 
@@ -199,8 +199,9 @@ def _wait(connection: pq.abc.PGconn, events: int, deadline: float) -> None:
 
 def _error(result: pq.abc.PGresult) -> psycopg.Error:
     severity = result.error_field(pq.DiagnosticField.SEVERITY_NONLOCALIZED)
-    message = to_text(result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"") or result.get_error_message()
-    return (_FatalError if severity in (b"FATAL", b"PANIC") else psycopg.DatabaseError)(message)
+    message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or result.error_message
+    kind = _FatalError if severity in (b"FATAL", b"PANIC") else psycopg.DatabaseError
+    return kind(to_text(message))
 
 
 def _rows(result: pq.abc.PGresult) -> list[list[bytes | None]]:

@@ -163,6 +163,8 @@ class Server(abc.ABC):
         for pid in self._frozen:
             with contextlib.suppress(ProcessLookupError, FileNotFoundError):
                 os.kill(pid, signal.SIGSTOP)
+                # A thread on another CPU may go on for a moment.
+                eventually(lambda: _is_stopped(pid), what=f"process {pid} is stopped")  # noqa: B023 - called here
                 self._frozen += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
 
     def thaw(self) -> None:
@@ -190,3 +192,12 @@ class Server(abc.ABC):
         if self._process.poll() is not None:
             pytest.fail(f"{self._process.args!r} ended with {self._process.returncode}:\n{self.log.read_text()}")
         return self.is_ready()
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether every thread of *pid* is stopped, or has ended; proc(5), "/proc/pid/stat"."""
+    try:
+        threads = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # one has just ended
+    return {thread.rpartition(")")[2].split()[0] for thread in threads} <= {"T", "Z", "X"}
