@@ -95,9 +95,14 @@ def errors_in(path: Path) -> Iterator[None]:
     try:
         yield
     except SettingError as error:
-        # The default map is built as one among the others, but is not written there.
-        key = error.key.removeprefix("maps.") if error.key.startswith(f"maps.{DEFAULT_MAP}.") else error.key
-        raise SettingError(f"{path}: {key}" if key else str(path), error.problem) from error
+        raise in_file(path, error) from error
+
+
+def in_file(path: Path, error: SettingError) -> SettingError:
+    """Return *error* with the name of the file *path* in front."""
+    # The default map is built as one among the others, but is not written there.
+    key = error.key.removeprefix("maps.") if error.key.startswith(f"maps.{DEFAULT_MAP}.") else error.key
+    return SettingError(f"{path}: {key}" if key else str(path), error.problem)
 
 
 def load(path: Path) -> Settings:

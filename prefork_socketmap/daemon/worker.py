@@ -10,18 +10,18 @@ import functools
 import ipaddress
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from prefork_socketmap.daemon import log
-from prefork_socketmap.daemon.configfile import DEFAULT_MAP, Network, Settings, errors_in
+from prefork_socketmap.daemon.configfile import DEFAULT_MAP, Network, Settings, errors_in, in_file
 from prefork_socketmap.prefork.connection import Connection
 from prefork_socketmap.prefork.generation import Plan
 from prefork_socketmap.service import DefaultLookup, Lookup, Service
 from prefork_socketmap.socketmap.messages import to_text
 
 if TYPE_CHECKING:
-    from prefork_socketmap.maps.base import Map
+    from prefork_socketmap.maps.base import Map, MissingLibraryError
 
 logger = logging.getLogger("prefork_socketmap.worker")
 
@@ -43,10 +43,11 @@ def is_allowed(networks: Sequence[Network], client: str) -> bool:
     return any(address in network for network in networks)
 
 
-def open_maps(settings: Settings) -> dict[str, Map]:
+def open_maps(settings: Settings, on_missing: Callable[[MissingLibraryError], None] | None = None) -> dict[str, Map]:
     """Take the workers' account, build and open all maps; return them by name, the default map as DEFAULT_MAP.
 
-    Raises SettingError for a wrong table, and whatever a map's code or library raises when it is opened.
+    Raises SettingError for a wrong table, and whatever a map's code or library raises when it is opened. With
+    *on_missing*, a library that is not installed costs only the map that needs it (see ``registry.build``).
     """
     # The registry is ours. Which types, libraries and modules of users it imports, the tables say, and that is later.
     from prefork_socketmap.maps import registry
@@ -58,7 +59,7 @@ def open_maps(settings: Settings) -> dict[str, Map]:
         # Among the others, so that a chain can be the default.
         tables[DEFAULT_MAP] = settings.default_map
     with errors_in(settings.path):
-        maps = registry.build(tables, settings.base)
+        maps = registry.build(tables, settings.base, on_missing)
         for each in maps.values():
             each.open()
     return maps
@@ -66,7 +67,11 @@ def open_maps(settings: Settings) -> dict[str, Map]:
 
 def _start(settings: Settings) -> Service:
     log.set_up("worker", settings.log)
-    lookups: dict[str, Lookup] = {name: each.lookup for name, each in open_maps(settings).items()}
+
+    def log_missing(error: MissingLibraryError) -> None:
+        logger.error("%s; every lookup in this map fails", in_file(settings.path, error))
+
+    lookups: dict[str, Lookup] = {name: each.lookup for name, each in open_maps(settings, log_missing).items()}
     default = _without_name(lookups.pop(DEFAULT_MAP)) if DEFAULT_MAP in lookups else None
     kind = LoggingService if settings.log.lookups else Service
     return kind(lookups, default, settings.config)

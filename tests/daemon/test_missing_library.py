@@ -1,0 +1,52 @@
+"""A library that is not installed: ``check`` says which extra brings it, and only the map that needs it fails."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from prefork_socketmap.client import PermFail
+from tests.daemon.installation import Installation
+
+COLOURS = '[maps.colours]\ntype = "static"\nentries = { sky = "blue" }\n'
+CACHED = 'type = "static"\nentries = { key = "value" }\ncache_ttl = "1m"\n'
+# The package, the extra that brings it, and the key that asks for it.
+NEEDS = [
+    ("urllib3", "http", 'type = "http"\n', "type"),
+    ("ldap", "ldap", 'type = "ldap"\n', "type"),
+    ("pymysql", "mysql", 'type = "mysql"\n', "type"),
+    ("psycopg", "postgresql", 'type = "postgresql"\n', "type"),
+    ("redis", "redis", 'type = "redis"\n', "type"),
+    ("cachetools", "cache", CACHED, "cache_ttl"),
+]
+
+
+def without(installation: Installation, package: str) -> dict[str, str]:
+    """Return the environment of a program for which *package* is not installed."""
+    directory = installation.directory / "not_installed"
+    directory.mkdir()
+    (directory / f"{package}.py").write_text(f"raise ModuleNotFoundError(\"No module named '{package}'\")\n")
+    return {"PYTHONPATH": str(directory)}
+
+
+@pytest.mark.parametrize(("package", "extra", "table", "key"), NEEDS, ids=[need[1] for need in NEEDS])
+def test_check_says_which_extra_to_install(
+    installation: Installation, package: str, extra: str, table: str, key: str
+) -> None:
+    installation.configure(maps=f"{COLOURS}[maps.m]\n{table}")
+    result = installation.run("check", env=without(installation, package))
+    assert result.returncode == os.EX_CONFIG
+    assert f"{installation.config}: maps.m.{key}: " in result.stderr
+    assert f"No module named '{package}'" in result.stderr
+    assert result.stderr.endswith(f"install prefork-socketmap[{extra}]\n")
+
+
+def test_a_missing_library_costs_only_the_map_that_needs_it(installation: Installation) -> None:
+    installation.configure(maps=f'{COLOURS}[default_map]\ntype = "redis"\n')
+    installation.start(env=without(installation, "redis"))
+    assert installation.lookup("colours", "sky") == "blue"
+    with pytest.raises(PermFail, match=r"install prefork-socketmap\[redis\]"):
+        installation.lookup("other", "key")
+    line = installation.logged("install prefork-socketmap[redis]")
+    assert f"error: {installation.config}: default_map.type: " in line
