@@ -94,13 +94,18 @@ class Service:
             log.warning("%s: malformed request: %s", connection.client, error)
             return _MALFORMED.encode()
         began = monotonic() if self._log_lookups else 0.0
-        payload = self._encode(name, key, self._look_up(name, key, connection))
+        reply = self._encode(name, key, self._look_up(name, key, connection))
         if self._log_lookups:
-            status, time = to_text(payload.partition(b" ")[0]), monotonic() - began
+            # What the client wrote stands last, and in brackets as in Postfix's log: a key may hold ", status=OK".
             lookups.info(
-                "map=%r, key=%r, status=%s, time=%.6f, client=%s", name, key, status, time, connection.client
+                "lookup: client=%s, status=%s, time=%.1f ms, map=%s, key=<%s>",
+                connection.client,
+                to_text(reply.partition(b" ")[0]),
+                (monotonic() - began) * 1000,
+                name,
+                key,
             )
-        return payload
+        return reply
 
     def _encode(self, name: str, key: str, answer: Answer) -> bytes:
         """Return the payload for *answer*, or for the error that it is."""

@@ -9,16 +9,13 @@ from __future__ import annotations
 import functools
 import ipaddress
 import logging
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from prefork_socketmap.daemon import log
 from prefork_socketmap.daemon.configfile import DEFAULT_MAP, Network, Settings, errors_in, in_file
-from prefork_socketmap.prefork.connection import Connection
 from prefork_socketmap.prefork.generation import Plan
 from prefork_socketmap.service import DefaultLookup, Lookup, Service
-from prefork_socketmap.socketmap.messages import to_text
 
 if TYPE_CHECKING:
     from prefork_socketmap.maps.base import Map, MissingLibraryError
@@ -73,31 +70,8 @@ def _start(settings: Settings) -> Service:
 
     lookups: dict[str, Lookup] = {name: each.lookup for name, each in open_maps(settings, log_missing).items()}
     default = _without_name(lookups.pop(DEFAULT_MAP)) if DEFAULT_MAP in lookups else None
-    kind = LoggingService if settings.log.lookups else Service
-    return kind(lookups, default, settings.config)
+    return Service(lookups, default, settings.config, log_lookups=settings.log.lookups)
 
 
 def _without_name(lookup: Lookup) -> DefaultLookup:
     return lambda _name, key: lookup(key)
-
-
-class LoggingService(Service):
-    """A service that logs each lookup."""
-
-    def _answer(self, payload: bytes, connection: Connection) -> bytes:
-        begin = time.monotonic()
-        reply = super()._answer(payload, connection)
-        milliseconds = (time.monotonic() - begin) * 1000
-        name, _, key = to_text(payload).partition(" ")
-        status = to_text(reply).partition(" ")[0]
-        # Commas and brackets around what the client wrote, as Postfix logs addresses; it can write them, too, but
-        # what matters, the status, stands before it.
-        logger.info(
-            "lookup: client=%s, status=%s, time=%.1f ms, map=%s, key=<%s>",
-            connection.client,
-            status,
-            milliseconds,
-            name,
-            key,
-        )
-        return reply
