@@ -21,7 +21,7 @@ from prefork_socketmap.maps.ratelimit import RateLimitedLogger
 from prefork_socketmap.maps.search import ORDERS, Rules, propagate
 from prefork_socketmap.maps.setting import read_table, setting
 from prefork_socketmap.maps.template import Address, Template
-from prefork_socketmap.socketmap.messages import Reply
+from prefork_socketmap.socketmap.messages import Reply, Status
 
 if TYPE_CHECKING:
     from prefork_socketmap.maps.cache import Cache
@@ -39,6 +39,19 @@ class LookupFailedError(Exception):
     def __init__(self, reply: Reply) -> None:
         super().__init__(reply.text)
         self.reply = reply
+
+
+def values_in(reply: Reply) -> Sequence[str] | None:
+    """Return what a type's ``find`` has to return, or raise LookupFailedError, so that *reply* is given.
+
+    An OK without a value, too, is given as it is. In a database it is a row that says nothing; but code that returns
+    it is wrong, and whoever sends replies tells what to return instead.
+    """
+    if reply.status is Status.NOT_FOUND:
+        return None
+    if reply.status is Status.OK and reply.text and not reply.text.isspace():
+        return (reply.text,)
+    raise LookupFailedError(reply)
 
 
 def _order(key: str, value: object) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from prefork_socketmap import settings
-from prefork_socketmap.maps.base import LookupFailedError, Map
+from prefork_socketmap.maps.base import Map, values_in
 from prefork_socketmap.maps.setting import setting
-from prefork_socketmap.socketmap.messages import Status
 
 
 class ChainMap(Map):
@@ -43,11 +42,9 @@ class ChainMap(Map):
     def find(self, key: str) -> Sequence[str] | None:
         """Return what the first map that finds *key* answers."""
         for member in self._members:
-            reply = member.lookup(key)
-            if reply.status is Status.OK:
-                return (reply.text,)
-            if reply.status is not Status.NOT_FOUND:
-                raise LookupFailedError(reply)
+            values = values_in(member.lookup(key))
+            if values is not None:
+                return values
         return None
 
     def _reachable(self) -> set[Map]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from prefork_socketmap import settings
-from prefork_socketmap.maps.base import LookupFailedError, Map
+from prefork_socketmap.maps.base import Map, values_in
 from prefork_socketmap.maps.setting import setting
 from prefork_socketmap.socketmap.messages import Reply, Status
 
@@ -51,15 +51,13 @@ class PythonMap(Map):
     def find(self, key: str) -> Sequence[str] | None:
         """Return what the function returns for *key*."""
         answer = self._function(key)
-        if answer is None or isinstance(answer, str):
-            return None if answer is None else (answer,)
+        if answer is None:
+            return None
+        if isinstance(answer, str):
+            answer = Reply(Status.OK, answer)
         if not isinstance(answer, Reply):
             raise TypeError(f"{self.function} returned {answer!r}; return a Reply, a str or None")
-        if answer.status is Status.OK:
-            return (answer.text,)
-        if answer.status is Status.NOT_FOUND:
-            return None
-        raise LookupFailedError(answer)
+        return values_in(answer)
 
     def _load(self, setting: str, reference: str) -> Callable[..., Reply | str | None]:
         module_name, _, name = reference.partition(":")

@@ -19,6 +19,7 @@ def answer(key):
         sys.exit()
     return {
         "found": Reply.ok("value"),
+        "empty": "",
         "temp": Reply.temp_fail("try later"),
         "perm": Reply.perm_fail("broken"),
         "timeout": Reply.timeout("too slow"),
@@ -48,6 +49,7 @@ def query(*arguments: str | bytes, stdin: bytes = b"") -> subprocess.CompletedPr
         ("found", os.EX_OK, b"value\n", ""),
         ("none", 1, b"", ""),
         ("", 1, b"", ""),
+        ("empty", os.EX_TEMPFAIL, b"", "invalid reply"),
         ("temp", os.EX_TEMPFAIL, b"", "try later"),
         ("timeout", os.EX_UNAVAILABLE, b"", "too slow"),
         ("perm", os.EX_CONFIG, b"", "broken"),

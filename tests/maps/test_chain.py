@@ -7,7 +7,7 @@ import pytest
 from prefork_socketmap.maps import registry
 from prefork_socketmap.maps.base import Map
 from prefork_socketmap.settings import SettingError
-from prefork_socketmap.socketmap.messages import Reply
+from prefork_socketmap.socketmap.messages import Reply, Status
 
 
 def build(**chain: object) -> dict[str, Map]:
@@ -42,6 +42,12 @@ def test_a_map_that_fails_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> No
     maps = build()
     monkeypatch.setattr(maps["a"], "lookup", lambda key: Reply.temp_fail(f"no {key}"))
     assert maps["chain"].lookup("only_b") == Reply.temp_fail("no only_b")
+
+
+def test_an_empty_value_that_a_map_passes_on_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = build()
+    monkeypatch.setattr(maps["a"], "lookup", lambda _key: Reply(Status.OK, ""))
+    assert maps["chain"].lookup("only_b") == Reply(Status.OK, "")
 
 
 def test_opening_the_chain_opens_its_maps(monkeypatch: pytest.MonkeyPatch) -> None:

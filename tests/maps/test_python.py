@@ -10,7 +10,7 @@ import pytest
 
 from prefork_socketmap.maps.python import PythonMap
 from prefork_socketmap.settings import SettingError
-from prefork_socketmap.socketmap.messages import Reply
+from prefork_socketmap.socketmap.messages import Reply, Status
 
 SOURCE = """
 from prefork_socketmap.socketmap.messages import Reply
@@ -61,13 +61,19 @@ def make(tmp_path: Path) -> Iterator[Make]:
         ("Reply.temp_fail('x')", Reply.temp_fail("x")),
         ("Reply.perm_fail('x')", Reply.perm_fail("x")),
         ("Reply.timeout('x')", Reply.timeout("x")),
-        ("''", Reply.not_found()),
     ],
 )
 def test_a_function_returns_a_reply_a_string_or_none(make: Make, key: str, reply: Reply) -> None:
     table = make()
     table.open()
     assert table.lookup(key) == reply
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\t\n"])
+def test_an_empty_value_is_passed_on_as_the_mistake_that_it_is(make: Make, empty: str) -> None:
+    table = make()
+    table.open()
+    assert table.lookup(repr(empty)) == Reply(Status.OK, empty)
 
 
 def test_anything_else_that_a_function_returns_is_an_error(make: Make) -> None:
