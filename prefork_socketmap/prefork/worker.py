@@ -27,7 +27,7 @@ from prefork_socketmap.prefork.connection import Connection
 from prefork_socketmap.prefork.limits import Limits
 from prefork_socketmap.prefork.listener import Listener
 from prefork_socketmap.prefork.parking import Lot
-from prefork_socketmap.prefork.scoreboard import Row, Scoreboard, State
+from prefork_socketmap.prefork.scoreboard import Alert, Row, Scoreboard, State
 from prefork_socketmap.prefork.signals import Signals
 from prefork_socketmap.prefork.waiting import SilenceWait
 
@@ -42,7 +42,6 @@ INTERRUPT_JOB = signal.SIGUSR1
 
 # accept(2) reports the troubles of the new connection, too; these are ours.
 _OUT_OF_MEANS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_SLOW = 0.001  # after a job of this length the next one is expected to take as long
 _SILENCE_CHECK = 1.0  # how often one that cannot park looks whether others need it more than its silent client
 
 
@@ -118,7 +117,6 @@ class Worker:
             }
         )
         self._silence = SilenceWait(self._signals, around.lifeline)
-        self._last_job_time = 0.0
         self._jobs_left = _vary(around.limits.max_use) or -1
 
     def start(self) -> None:
@@ -160,10 +158,6 @@ class Worker:
             self._waits = True
             if self.must_leave:
                 return None
-            if self._lot.has_reserve and self._board.count(State.IDLE):
-                self.row.set_state(State.RESERVE)
-                self._lot.wait_in_reserve()
-            self.row.set_state(State.IDLE)
             return self._lot.wait()
         except _Leave:
             # It may have been about to return something. The master arms that again when it has seen us leave.
@@ -195,7 +189,6 @@ class Worker:
             sock.close()  # the client has left already
             self._become_idle()
             return None
-        self._leave_front(for_long=True)
         self._set_title(f"serving {connection.client}")
         return connection
 
@@ -219,7 +212,6 @@ class Worker:
         if connection is None:
             self._become_idle()
             return None
-        self._leave_front(for_long=self._last_job_time > _SLOW)
         self._set_title(f"serving {connection.client}")
         connection.begin_turn(self._lot.since(number))
         return connection
@@ -293,37 +285,28 @@ class Worker:
 
     def _become_busy(self) -> None:
         self.row.set_state(State.BUSY)
-        idle = self._board.count(State.IDLE, State.RESERVE)
-        if idle < self._limits.min_spare and not self._board.knows_shortage:
-            self._around.inbox.send(Kind.SHORTAGE)
-
-    def _leave_front(self, *, for_long: bool) -> None:
-        """See to it that others are served: by a successor *for_long*, or by the master's eye for a moment."""
-        board = self._board
-        if board.count(State.IDLE):
-            return
-        if for_long and self._lot.has_reserve and board.count(State.RESERVE):
-            self._lot.call_reserve()
-        elif not board.is_watched:
-            self._around.inbox.send(Kind.EMPTY_FRONT)
+        idle = self._board.count(State.IDLE)
+        if idle < self._limits.min_spare:
+            shortage = Alert.FEW_IDLE if idle else Alert.NONE_IDLE
+            if shortage > self._board.alert:
+                self._around.inbox.send(Kind.SHORTAGE, number=shortage)
 
     def _become_idle(self) -> None:
         self.row.has_new = False
-        if not self.must_leave:
-            self._set_title("idle")
+        if self.must_leave:
+            return
+        self._set_title("idle")
+        self.row.set_state(State.IDLE)
 
     def is_dispensable(self) -> bool:
-        """Whether others can be served meanwhile; without a lot no client can be left to anybody else."""
-        if not self.can_park:
-            return True
-        self._leave_front(for_long=True)
-        return self._board.count(State.IDLE, State.RESERVE) > 0
+        """Whether another worker is idle, for other clients; without a lot no client can be left to it."""
+        return not self.can_park or self._board.count(State.IDLE) > 0
 
     def wait_while_silent(self, sock: socket.socket) -> bool:
         """Wait for the next words of a client that cannot be parked; return False when it is time to let go of it."""
         self.row.set_state(State.WAITING)
         deadline = monotonic() + (self._limits.idle_timeout or float("inf"))
-        while not self.must_leave and self._board.count(State.IDLE, State.RESERVE):
+        while not self.must_leave and self._board.count(State.IDLE):
             left = deadline - monotonic()
             if left <= 0:
                 return False
@@ -338,10 +321,6 @@ class Worker:
         if not self._jobs_left:
             self.must_leave = True
         self.row.job_begins()
-
-    def job_ends(self) -> None:
-        """End the job."""
-        self._last_job_time = self.row.job_ends()
 
     def _on_leave(self, _number: int, _frame: FrameType | None) -> None:
         self.must_leave = True
