@@ -10,7 +10,8 @@ from prefork_socketmap import settings
 
 _NETWORK = re.compile(r"(?:inet:)?(?:\[(?P<literal>[^\]]+)\]|(?P<name>[^:/\[\]]+))(?::(?P<port>\d+))?")
 _UNIX = "unix:"
-_ACCEPTED = '"host", "host:port", "[IPv6 address]:port", "inet:host:port" or "unix:/path"'
+_ACCEPTED_NETWORK = '"host", "host:port", "[IPv6 address]:port" or "inet:host:port"'
+_ACCEPTED = f'{_ACCEPTED_NETWORK}, or "unix:/path"'
 
 
 class Host(NamedTuple):
@@ -37,6 +38,13 @@ def host(key: str, value: str) -> None:
         Host.parse(value)
     except ValueError:
         raise settings.wrong(key, value, _ACCEPTED) from None
+
+
+def network_host(key: str, value: str) -> None:
+    """Raise SettingError if *value* is no host, or a Unix socket."""
+    host(key, value)
+    if value.startswith(_UNIX):
+        raise settings.wrong(key, value, _ACCEPTED_NETWORK)
 
 
 def hosts(key: str, value: object, check: Callable[[str, str], None] = host) -> tuple[str, ...]:

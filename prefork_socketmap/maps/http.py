@@ -74,6 +74,10 @@ def _url(key: str, value: object) -> Url:
         raise settings.SettingError(key, str(error)) from error
 
 
+def _hosts(key: str, value: object) -> tuple[str, ...]:
+    return host_setting.hosts(key, value, host_setting.network_host)
+
+
 def _headers(key: str, value: object) -> dict[str, str]:
     found = settings.table(key, value)
     for name in found:
@@ -98,7 +102,7 @@ class HttpMap(TlsSettings, NetworkMap[HTTPConnection]):
 
     url = setting(_url)
     """What to get. Parts of the key are quoted as RFC 3986 says."""
-    hosts = setting(host_setting.hosts, ())
+    hosts = setting(_hosts, ())
     """Hosts to ask instead of the URL's."""
     headers = setting(_headers, _NO_HEADERS)
     """A table of headers to send."""
@@ -111,7 +115,7 @@ class HttpMap(TlsSettings, NetworkMap[HTTPConnection]):
 
     def __init__(self, name: str, table: Mapping[str, object], base: Path) -> None:
         super().__init__(name, table, base)
-        self.hosts = self.hosts or host_setting.hosts(f"maps.{name}.url", [self.url.host])
+        self.hosts = self.hosts or _hosts(f"maps.{name}.url", [self.url.host])
         self._token = Secret(self, "token")
         if self.uses_tls and self.url.scheme != "https":
             raise settings.SettingError(

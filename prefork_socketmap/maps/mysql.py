@@ -71,6 +71,8 @@ class MysqlMap(TlsSettings, NetworkMap["pymysql.Connection[Any]"]):
             "charset": "utf8mb4",
             "autocommit": True,
             "ssl": self._tls,
+            # Unasked, PyMySQL speaks TLS if the server can, but nobody listens on a Unix socket.
+            "ssl_disabled": bool(address.path) and self._tls is None,
             # Without decoders, every value is the text that the server sent.
             "conv": encoders,
             "connect_timeout": timeout,

@@ -21,7 +21,7 @@ from redis.sentinel import Sentinel
 
 from prefork_socketmap import settings
 from prefork_socketmap.maps.base import log
-from prefork_socketmap.maps.host import Host, hosts
+from prefork_socketmap.maps.host import Host, hosts, network_host
 from prefork_socketmap.maps.network import NetworkMap, Trouble
 from prefork_socketmap.maps.secret import Secret, secret
 from prefork_socketmap.maps.setting import setting
@@ -93,6 +93,9 @@ class RedisMap(TlsSettings, NetworkMap["redis.Redis | RedisCluster"]):
             raise settings.SettingError(f"maps.{name}.sentinel", "cannot be together with cluster")
         if self.cluster and self.dbname:
             raise settings.SettingError(f"maps.{name}.dbname", "a cluster has one database, 0")
+        if self.sentinel or self.cluster:
+            for host in self.hosts:
+                network_host(f"maps.{name}.hosts", host)
         self._password = Secret(self, "password")
         if self.uses_tls:
             self.tls_context()  # for its errors: redis-py opens the files at the first connection

@@ -183,6 +183,7 @@ def test_no_error_and_no_log_line_has_a_secret(
         ({"url": "http:///%s"}, r"maps\.m\.url: 'http:///%s' is no URL"),
         ({"url": "http://%d/"}, r"maps\.m\.url: the host can have no part of the key"),
         ({"url": "http://u:hunter2@host/%s"}, r"maps\.m\.url: the host can have no part of the key and no password"),
+        ({"hosts": ["unix:/run/http"]}, r"maps\.m\.hosts: 'unix:/run/http' is not accepted here"),
         ({"url": "http://host:port/%s"}, r"maps\.m\.url: 'host:port' is not accepted"),
         ({"url": "http://host/%20%s"}, r"maps\.m\.url: .* write %%20 to get %20"),
         ({"url": "http://host/%s", "tls_CAfile": "x"}, r"maps\.m\.url: does not begin with https://"),

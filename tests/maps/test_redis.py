@@ -171,6 +171,7 @@ def test_a_cluster_is_entered_by_any_of_its_nodes(open_map: OpenMap, redis_clust
         ({"query": "GET key"}, r"maps\.m\.query: 'GET key' has no part of the lookup key"),
         ({"query": "GET %x"}, r"maps\.m\.query: '%x' in 'GET %x' is no part of a key"),
         ({"sentinel": "x", "cluster": True}, r"maps\.m\.sentinel: cannot be together with cluster"),
+        ({"cluster": True, "hosts": ["unix:/run/redis"]}, r"maps\.m\.hosts: 'unix:/run/redis' is not accepted here"),
         ({"dbname": 1, "cluster": True}, r"maps\.m\.dbname: a cluster has one database, 0"),
         ({"tls_CAfile": "none"}, r"maps\.m\.tls_CAfile: cannot be used"),
     ],

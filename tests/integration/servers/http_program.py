@@ -27,6 +27,7 @@ class Handler(BaseHTTPRequestHandler):
     """
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     aliases = {  # noqa: RUF012
         "info@example.com": "staff@example.net",
         "@example.com": "rest@example.net",
