@@ -22,11 +22,12 @@ class Kind(enum.IntEnum):
 
     READY = 1
     FAILED = 2  # to start; the text says why
-    SHORTAGE = 3  # of idle workers; the number is an Alert
-    PARK = 4  # here is a connection for the lot
-    FETCH = 5  # give me the connection with this number
-    FETCHED = 6  # here it is, unless it is gone
-    GONE = 7  # the connection with this number and serial has ended
+    SHORTAGE = 3  # fewer than min_spare workers are idle
+    EMPTY_FRONT = 4  # no idle worker waits at the front, nor can one be called from the reserve
+    PARK = 5  # here is a connection for the lot
+    FETCH = 6  # give me the connection with this number
+    FETCHED = 7  # here it is, unless it is gone
+    GONE = 8  # the connection with this number and serial has ended
 
 
 class Message(NamedTuple):

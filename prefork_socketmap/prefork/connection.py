@@ -54,7 +54,7 @@ class Connection:
         self.serial = serial
         self.ending = Ending.GONE
         self.job_begins = worker.job_begins
-        self.job_ends = worker.row.job_ends
+        self.job_ends = worker.job_ends
         self._worker = worker
         self._recv = sock.recv
         if sock.gettimeout() is not None:

@@ -28,19 +28,21 @@ from prefork_socketmap.prefork.limits import Limits
 from prefork_socketmap.prefork.listener import Endpoint, Listener
 from prefork_socketmap.prefork.parking import Keeper, Lot
 from prefork_socketmap.prefork.pool import Child, Pool
-from prefork_socketmap.prefork.scoreboard import Alert, Scoreboard, State
+from prefork_socketmap.prefork.scoreboard import Scoreboard
 from prefork_socketmap.prefork.signals import Signals
+from prefork_socketmap.prefork.staff import Staff
 from prefork_socketmap.prefork.waiting import LONGEST_WAIT
 
 log = logging.getLogger("prefork_socketmap.master")
 
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGCHLD)
 _NEVER = float("inf")
-_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # between the attempts to start a worker that cannot start
-_SHORTAGE_CHECK = 1.0
-_BURST = 0.005
 _POLL_CHILDREN = 0.1  # where no signal tells of their end
 _RESERVED_DESCRIPTORS = 128  # of the limit: for listeners, channels, logs, and what the embedding program has open
+
+
+Duty = Callable[[float], float]
+"""Does what is due at a time, and returns when it wants to be done again."""
 
 
 class StartError(Exception):
@@ -90,11 +92,6 @@ class Master:
         self._reload_wanted = False
         self._stopping = False
         self._kill_at = _NEVER
-        self._pause = _FIRST_PAUSE
-        self._paused_until = 0.0
-        self._pressed_at = _NEVER
-        self._watches_lot = False
-        self._due = 0.0
         self.board = Scoreboard()
         self._signals = Signals()
 
@@ -118,9 +115,21 @@ class Master:
         # The pipe's other end closes with this process, however it ends: that is how workers learn of it.
         ends_with_us, self._held = os.pipe()
         self._lot = Lot(limit)
-        self._lot.add(ends_with_us, always=True)
+        self._lot.watch_master(ends_with_us)
         self._keeper = Keeper(self._lot)
         self._pool = Pool(self.board, workers_inbox, self._lot, self._keeper, ends_with_us, self._leave_to_child)
+        self._staff = Staff(self.board, self._pool, self._lot)
+        self._duties: dict[Duty, float] = dict.fromkeys(
+            (
+                self._watch_jobs,
+                self._staff.replenish,
+                self._staff.shrink,
+                self._staff.look,
+                self._expire_parked,
+                self._kill_stragglers,
+            ),
+            0.0,
+        )
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
         self._selector.register(self._inbox, selectors.EVENT_READ, self._on_messages)
@@ -155,25 +164,32 @@ class Master:
     def _loop(self) -> None:
         while not (self._stopping and not self._pool.children):
             longest = LONGEST_WAIT if self._has_signals else _POLL_CHILDREN
-            left = min(max(self._due - monotonic(), 0.0), longest)
+            left = min(max(min(self._duties.values()) - monotonic(), 0.0), longest)
             for key, _ in self._selector.select(left):
                 key.data()
             if not self._has_signals:
                 self._reap()
-            if monotonic() >= self._due:
-                self._do_what_is_due(monotonic())
+            self._do_duties(monotonic())
 
-    def _do_what_is_due(self, now: float) -> None:
-        """Do all that depends on the time; each duty says when it wants to be done again."""
-        limits = self._limits
-        self._due = min(
-            watchdog.check(self._pool.children.values(), limits.lookup_timeout, now),
-            self._relieve(now),
-            self._replenish(now),
-            self._shrink(now),
-            self._keeper.expire(limits.park_timeout, now) if limits.park_timeout and len(self._keeper) else _NEVER,
-            self._kill_stragglers(now),
-        )
+    def _do_duties(self, now: float) -> None:
+        """Do what is due; each duty says when it wants to be done again."""
+        for duty, due in self._duties.items():
+            if now >= due:
+                self._duties[duty] = duty(now)
+
+    def _make_due(self, duty: Duty, when: float = 0.0) -> None:
+        """Have *duty* done at *when*, or earlier if it is due earlier."""
+        self._duties[duty] = min(self._duties[duty], when)
+
+    def _make_all_due(self) -> None:
+        self._duties = dict.fromkeys(self._duties, 0.0)
+
+    def _watch_jobs(self, now: float) -> float:
+        return watchdog.check(self._pool.children.values(), self._limits.lookup_timeout, now)
+
+    def _expire_parked(self, now: float) -> float:
+        timeout = self._limits.park_timeout
+        return self._keeper.expire(timeout, now) if timeout and len(self._keeper) else _NEVER
 
     @property
     def _limits(self) -> Limits:
@@ -190,13 +206,14 @@ class Master:
         for number in self._signals.take():
             if action := actions.get(number):  # another one is the embedding program's, and its handler has run
                 action()
-        self._due = 0.0
+        self._make_all_due()
 
     def _on_messages(self) -> None:
         actions = {
             Kind.READY: self._on_ready,
             Kind.FAILED: self._on_failed,
             Kind.SHORTAGE: self._on_shortage,
+            Kind.EMPTY_FRONT: self._on_empty_front,
             Kind.PARK: self._on_park,
             Kind.FETCH: self._on_fetch,
             Kind.GONE: self._on_gone,
@@ -236,7 +253,7 @@ class Master:
         child = self._pool.children.get(message.pid)
         if child:
             child.ready = True
-            self._pause = _FIRST_PAUSE
+            self._staff.end_pause()
             if child.generation is self._candidate:
                 self._commit(self._candidate)
 
@@ -252,15 +269,15 @@ class Master:
             self._refuse(reason)
         else:
             log.error("worker %d cannot start: %s", child.pid, reason)
-            self._throttle()
+            self._staff.pause()
 
     def _commit(self, candidate: Generation) -> None:
         """The new generation can serve: let it, and retire the old one."""
         previous, self._current, self._candidate = self._current, candidate, None
         candidate.commit()
         setproctitle(f"{candidate.plan.title}: master")
-        self._paused_until = 0.0
-        self._replenish(monotonic())
+        self._staff.generation = candidate
+        self._staff.replenish(monotonic())
         if previous is None:
             self._keeper.watch([listener.sock for listener in candidate.listeners])
             log.info("serving %s", ", ".join(map(str, self.endpoints)))
@@ -295,89 +312,13 @@ class Master:
             self._reload_wanted = False
             self._begin_reload()
 
-    # The number of workers.
+    # The workers.
 
-    def _replenish(self, now: float) -> float:
-        """Fork what is missing: enough for min_spare idle workers, within process_limit. Return when to try again."""
-        if self._stopping or not self._current:
-            return _NEVER
-        if now < self._paused_until:
-            self.board.alert = Alert.NONE_IDLE
-            return self._paused_until
-        limits = self._limits
-        alive = self._pool.of(self._current)
-        room = limits.process_limit - len(alive)
-        idle = sum(child.row.state in (State.IDLE, State.STARTING) for child in alive)
-        missing = max(min(limits.min_spare - idle, room), 0)
-        # At the limit nobody need tell us that more are wanted.
-        self.board.alert = Alert.NONE if missing < room else Alert.NONE_IDLE
-        try:
-            for _ in range(missing):
-                self._pool.fork(self._current)
-        except OSError as error:
-            log.error("cannot fork: %s", error)
-            self._throttle()
-        return _NEVER
+    def _on_shortage(self, _message: Message) -> None:
+        self._make_due(self._staff.replenish, self._staff.hear_of_shortage())
 
-    def _throttle(self) -> None:
-        """Pause before the next attempt to start a worker, each time longer: never a tight loop of failing starts."""
-        if monotonic() < self._paused_until:
-            return  # this failure belongs to the same attempt: workers are started together
-        self._paused_until = monotonic() + self._pause
-        log.warning("no worker is started for %g s", self._pause)
-        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
-        self._due = 0.0
-
-    def _shrink(self, now: float) -> float:
-        """Let idle workers leave that are not needed. Return when the next one may be."""
-        limits = self._limits
-        if self._stopping or not limits.max_idle:
-            return _NEVER
-        idle = [child for child in self._pool.of(self._current) if child.row.state is State.IDLE]
-        idle.sort(key=lambda child: child.row.since)
-        for child in idle[: max(len(idle) - limits.min_spare, 0)]:
-            if now < child.row.since + limits.max_idle:
-                return child.row.since + limits.max_idle
-            child.retire()
-        return now + limits.max_idle
-
-    def _on_shortage(self, message: Message) -> None:
-        """Hear that few workers are idle, or none: start more, if that is still so in a moment.
-
-        A burst of lookups that take microseconds is no shortage. But whoever waits longer than such a burst takes
-        gets a worker at once.
-        """
-        self.board.alert = max(self.board.alert, Alert(message.number))
-        self._due = min(self._due, monotonic() + _SHORTAGE_CHECK)
-        if self.board.alert is Alert.NONE_IDLE:
-            self._watch_lot()
-
-    def _watch_lot(self) -> None:
-        if self._lot.can_park and not self._watches_lot and not self._stopping:
-            self._watches_lot = True
-            self._selector.register(self._lot, selectors.EVENT_READ, self._on_waiting_client)
-
-    def _unwatch_lot(self) -> None:
-        if self._watches_lot:
-            self._watches_lot = False
-            self._selector.unregister(self._lot)
-
-    def _on_waiting_client(self) -> None:
-        self._unwatch_lot()
-        self._pressed_at = monotonic() + _BURST
-        self._due = min(self._due, self._pressed_at)
-
-    def _relieve(self, now: float) -> float:
-        """Start workers when a client has been waiting for longer than a burst. Return when to look."""
-        if now < self._pressed_at:
-            return self._pressed_at
-        self._pressed_at = _NEVER
-        if not self.board.count(State.IDLE):
-            if self._lot.has_work():
-                self._replenish(now)
-            if self.board.alert is Alert.NONE_IDLE:
-                self._watch_lot()
-        return _NEVER
+    def _on_empty_front(self, _message: Message) -> None:
+        self._make_due(self._staff.look, self._staff.hear_of_empty_front())
 
     def _reap(self) -> None:
         self._on_messages()  # the last words of those that have ended
@@ -392,7 +333,9 @@ class Master:
                 self._on_failure(child, f"worker {child.pid} {ending} before it was ready")
         if self._candidate and not self._stopping and not self._pool.of(self._candidate):
             self._refuse("the new worker did not become ready")
-        self._due = 0.0
+        self._make_all_due()
+        # One that was called to the front may have ended on its way there.
+        self._make_due(self._staff.look, self._staff.hear_of_empty_front())
 
     # The lot.
 
@@ -404,7 +347,7 @@ class Master:
         else:
             self._keeper.park(message.connection, self._limits.max_parked or self._room_to_park)
             self.board.in_lot = len(self._keeper)
-            self._due = min(self._due, monotonic() + self._limits.park_timeout)
+            self._make_due(self._expire_parked, monotonic() + self._limits.park_timeout)
 
     def _on_fetch(self, message: Message) -> None:
         child = self._pool.children.get(message.pid)
@@ -424,6 +367,7 @@ class Master:
             return
         log.info("stopping")
         self._stopping = True
+        self._staff.generation = None
         self.board.stopping = True
         self._tell(self._observer.stopping)
         self._kill_at = monotonic() + (self._limits.stop_timeout or _NEVER)

@@ -48,6 +48,7 @@ class Lot:
         self.size = min(limit, 1 << 20) - self.first_number
         self.can_park = hasattr(select, "epoll") if parking is None else parking
         self._set: _SharedSet | _OwnSet = _SharedSet() if self.can_park else _OwnSet()
+        self._reserve = _Bell() if self.can_park else None
         memory = mmap.mmap(-1, 3 * 8 * self.size)
         view = memoryview(memory)
         self._serials = view[: 8 * self.size].cast("Q")
@@ -58,9 +59,30 @@ class Lot:
         """Whether *number* belongs to a connection; otherwise it is that of a listener, or of the lifeline."""
         return number >= self.first_number
 
-    def wait(self) -> int | None:
-        """Wait for something to do; return its number, which is now disarmed. None: look again."""
-        return self._set.wait()
+    def wait(self, timeout: float = -1) -> int | None:
+        """Wait for something to do; return its number, which is now disarmed. None: nothing within *timeout* s."""
+        return self._set.wait(timeout)
+
+    @property
+    def has_reserve(self) -> bool:
+        """Whether idle workers can wait apart, until they are called."""
+        return self._reserve is not None
+
+    def wait_in_reserve(self) -> None:
+        """Wait to be called to the front, by somebody's ``call_reserve`` or by the end of the master."""
+        if self._reserve:
+            self._reserve.wait()
+
+    def call_reserve(self) -> None:
+        """Call one of the workers in reserve to the front; if there is none, the next that would wait there."""
+        if self._reserve:
+            self._reserve.ring()
+
+    def watch_master(self, lifeline: int) -> None:
+        """Wake everybody, for good, when *lifeline* becomes readable: it ends with the master."""
+        self._set.add(lifeline, always=True)
+        if self._reserve:
+            self._reserve.add(lifeline, always=True)
 
     def put_back(self, number: int) -> None:
         """Arm *number* again. Raises FileNotFoundError when it is no longer in the set."""
@@ -118,8 +140,10 @@ class Lot:
         return bool(poll.poll(0))
 
     def close(self) -> None:
-        """Close this process's descriptor of the set."""
+        """Close this process's descriptors of the sets."""
         self._set.close()
+        if self._reserve:
+            self._reserve.close()
 
 
 class Keeper:
@@ -232,8 +256,8 @@ class _SharedSet:
     def __init__(self) -> None:
         self._epoll = select.epoll()
 
-    def wait(self) -> int | None:
-        events = self._epoll.poll(-1, 1)
+    def wait(self, timeout: float = -1) -> int | None:
+        events = self._epoll.poll(timeout, 1)
         return events[0][0] if events else None
 
     def add(self, number: int, *, always: bool) -> None:
@@ -252,6 +276,24 @@ class _SharedSet:
         self._epoll.close()
 
 
+class _Bell(_SharedSet):
+    """A shared set that wakes one waiting process each time somebody rings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # One end of a pair whose other end is closed is always readable: to arm it again is to ring once.
+        self._clapper, other = socket.socketpair()
+        other.close()
+        self._epoll.register(self._clapper, 0)
+
+    def ring(self) -> None:
+        self.arm(self._clapper.fileno())
+
+    def close(self) -> None:
+        super().close()
+        self._clapper.close()
+
+
 class _OwnSet:
     """Where there is no epoll: each process waits on its own, and an event goes to all of them.
 
@@ -261,12 +303,12 @@ class _OwnSet:
     def __init__(self) -> None:
         self._numbers: set[int] = set()
 
-    def wait(self) -> int | None:
+    def wait(self, timeout: float = -1) -> int | None:
         # Made anew for each wait, since a selector does not survive a fork.
         with selectors.DefaultSelector() as selector:
             for number in self._numbers:
                 selector.register(number, selectors.EVENT_READ)
-            ready = selector.select()
+            ready = selector.select(None if timeout < 0 else timeout)
         return ready[0][0].fd if ready else None
 
     def add(self, number: int, *, always: bool) -> None:  # noqa: ARG002 - nothing is ever disarmed here

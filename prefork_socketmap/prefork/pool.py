@@ -12,7 +12,7 @@ from time import monotonic
 from prefork_socketmap.prefork.channel import Channel
 from prefork_socketmap.prefork.generation import Generation
 from prefork_socketmap.prefork.parking import Keeper, Lot
-from prefork_socketmap.prefork.scoreboard import Row, Scoreboard
+from prefork_socketmap.prefork.scoreboard import Row, Scoreboard, State
 from prefork_socketmap.prefork.worker import LEAVE, Surroundings, flush_output, leave_process, live
 
 
@@ -30,11 +30,24 @@ class Child:
     killed: bool = False
     interrupted: float = 0.0
     stopped: float = 0.0
+    stopped_in: State = State.FREE
 
     def send(self, number: int) -> None:
         """Send a signal. The pid is ours for as long as the child has not been reaped."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
+
+    def note_stop(self) -> None:
+        """Note that somebody has stopped it: it may say that it is idle, but nobody can count on it."""
+        self.stopped = monotonic()
+        self.stopped_in = self.row.state
+        self.row.set_state(State.STOPPED)
+
+    def note_continuation(self) -> None:
+        """Note that it goes on where it was stopped, unless it has gone further already."""
+        self.stopped = 0.0
+        if self.row.state is State.STOPPED:
+            self.row.set_state(self.stopped_in)
 
     def wait(self) -> None:
         """Wait for its end."""
@@ -136,9 +149,9 @@ class Pool:
             if not pid:
                 continue
             if os.WIFSTOPPED(status):
-                child.stopped = monotonic()
+                child.note_stop()
             elif os.WIFCONTINUED(status):
-                child.stopped = 0.0
+                child.note_continuation()
             else:
                 del self.children[pid]
                 child.row.end()

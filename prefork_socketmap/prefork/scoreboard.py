@@ -21,7 +21,7 @@ _ROWS = _HEADER_SIZE + (MAX_SLOTS // 4096 + 1) * 4096
 _SIZE = _ROWS + MAX_SLOTS * _ROW_SIZE
 
 # Words of the header.
-_SLOTS, _ALERT, _STOPPING, _IN_LOT = range(4)
+_SLOTS, _KNOWS_SHORTAGE, _IS_WATCHED, _STOPPING, _IN_LOT = range(5)
 # Words of a row. Times are CLOCK_MONOTONIC seconds; 0.0: none.
 _PID, _GENERATION, _SINCE, _JOB_STARTED, _JOBS, _CONNECTIONS, _REFUSED, _NEW = range(8)
 
@@ -31,18 +31,12 @@ class State(enum.IntEnum):
 
     FREE = 0  # no worker in this slot
     STARTING = 1
-    IDLE = 2  # waits for a connection
-    BUSY = 3  # serves a connection
-    WAITING = 4  # holds a connection that is silent
-    LEAVING = 5
-
-
-class Alert(enum.IntEnum):
-    """How short of workers the server is."""
-
-    NONE = 0
-    FEW_IDLE = 1  # fewer than min_spare
-    NONE_IDLE = 2
+    IDLE = 2  # waits at the front for a connection
+    RESERVE = 3  # waits to be called to the front
+    BUSY = 4  # serves a connection
+    WAITING = 5  # holds a connection that is silent
+    LEAVING = 6
+    STOPPED = 7  # by a signal, not by us
 
 
 class Scoreboard:
@@ -56,13 +50,22 @@ class Scoreboard:
         self.times = view.cast("d")
 
     @property
-    def alert(self) -> Alert:
-        """The shortage of workers that the master knows of, or cannot do anything about: no need to report it."""
-        return Alert(self.words[_ALERT])
+    def knows_shortage(self) -> bool:
+        """Whether the master knows that few workers are idle, or can do nothing about it: no need to report it."""
+        return bool(self.words[_KNOWS_SHORTAGE])
 
-    @alert.setter
-    def alert(self, value: Alert) -> None:
-        self.words[_ALERT] = value
+    @knows_shortage.setter
+    def knows_shortage(self, value: bool) -> None:
+        self.words[_KNOWS_SHORTAGE] = value
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the master looks after clients while no worker is at the front: no need to ask for it."""
+        return bool(self.words[_IS_WATCHED])
+
+    @is_watched.setter
+    def is_watched(self, value: bool) -> None:
+        self.words[_IS_WATCHED] = value
 
     @property
     def stopping(self) -> bool:
@@ -90,6 +93,11 @@ class Scoreboard:
     def count(self, state: State) -> int:
         """Return how many workers are in *state*."""
         return bytes(self.states[: self.words[_SLOTS]]).count(state)
+
+    def count_idle(self) -> tuple[int, int]:
+        """Return how many idle workers wait at the front, and how many in reserve."""
+        states = bytes(self.states[: self.words[_SLOTS]])
+        return states.count(State.IDLE), states.count(State.RESERVE)
 
     def rows(self) -> list[Row]:
         """Return the rows of all slots that have ever been used."""
@@ -171,9 +179,11 @@ class Row:
         self._words[self._jobs] += 1
         self._times[self._job_started] = monotonic()
 
-    def job_ends(self) -> None:
-        """Note that the job is over."""
+    def job_ends(self) -> float:
+        """Note that the job is over; return how long it took."""
+        started = self._times[self._job_started]
         self._times[self._job_started] = 0.0
+        return monotonic() - started
 
     @property
     def connections(self) -> int:

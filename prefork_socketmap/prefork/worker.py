@@ -23,11 +23,11 @@ from types import FrameType
 from setproctitle import setproctitle
 
 from prefork_socketmap.prefork.channel import Channel, Kind
-from prefork_socketmap.prefork.connection import Connection
+from prefork_socketmap.prefork.connection import PATIENCE, Connection
 from prefork_socketmap.prefork.limits import Limits
 from prefork_socketmap.prefork.listener import Listener
 from prefork_socketmap.prefork.parking import Lot
-from prefork_socketmap.prefork.scoreboard import Alert, Row, Scoreboard, State
+from prefork_socketmap.prefork.scoreboard import Row, Scoreboard, State
 from prefork_socketmap.prefork.signals import Signals
 from prefork_socketmap.prefork.waiting import SilenceWait
 
@@ -42,6 +42,7 @@ INTERRUPT_JOB = signal.SIGUSR1
 
 # accept(2) reports the troubles of the new connection, too; these are ours.
 _OUT_OF_MEANS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_SLOW = 0.001  # after a job of this length the next one is expected to take as long
 _SILENCE_CHECK = 1.0  # how often one that cannot park looks whether others need it more than its silent client
 
 
@@ -117,6 +118,8 @@ class Worker:
             }
         )
         self._silence = SilenceWait(self._signals, around.lifeline)
+        self._title = ""
+        self._last_job_time = 0.0
         self._jobs_left = _vary(around.limits.max_use) or -1
 
     def start(self) -> None:
@@ -127,7 +130,6 @@ class Worker:
         self._handler = self._around.start()
         # What is there now stays: the collector need not look at it again, nor copy the master's pages to do so.
         gc.freeze()
-        self._become_idle()
         self._around.inbox.send(Kind.READY)
 
     def run(self) -> None:
@@ -136,7 +138,7 @@ class Worker:
             connection = self._take()
             if connection:
                 self._serve(connection)
-                self._become_idle()
+            self.row.has_new = False
         self.row.set_state(State.LEAVING)
 
     # Taking connections.
@@ -158,7 +160,16 @@ class Worker:
             self._waits = True
             if self.must_leave:
                 return None
-            return self._lot.wait()
+            if self._lot.has_reserve and self._board.count(State.IDLE):
+                self.row.set_state(State.RESERVE)
+                self._set_title("idle")
+                self._lot.wait_in_reserve()
+            self.row.set_state(State.IDLE)
+            number = self._lot.wait(PATIENCE)
+            if number is None:
+                self._set_title("idle")  # not for a moment's pause: it costs as much as a lookup in a small map
+                number = self._lot.wait()
+            return number
         except _Leave:
             # It may have been about to return something. The master arms that again when it has seen us leave.
             return None
@@ -181,13 +192,12 @@ class Worker:
             return None
         self.row.count_connection()
         self.row.has_new = True
-        self._become_busy()
+        self._become_busy(for_long=True)
         try:
             connection = Connection(sock, self)
             connection.set_options()
         except OSError:
             sock.close()  # the client has left already
-            self._become_idle()
             return None
         self._set_title(f"serving {connection.client}")
         return connection
@@ -205,12 +215,11 @@ class Worker:
 
     def _take_from_lot(self, number: int) -> Connection | None:
         serial = self._lot.hold(number, self.row)
-        self._become_busy()
+        self._become_busy(for_long=self._last_job_time > _SLOW)
         connection = self._known.get(number)
         if connection is None or connection.serial != serial:
             connection = self._meet(number, serial)
         if connection is None:
-            self._become_idle()
             return None
         self._set_title(f"serving {connection.client}")
         connection.begin_turn(self._lot.since(number))
@@ -283,30 +292,37 @@ class Worker:
             with contextlib.suppress(OSError):
                 self._around.inbox.send(Kind.GONE, number=connection.number, serial=connection.serial)
 
-    def _become_busy(self) -> None:
-        self.row.set_state(State.BUSY)
-        idle = self._board.count(State.IDLE)
-        if idle < self._limits.min_spare:
-            shortage = Alert.FEW_IDLE if idle else Alert.NONE_IDLE
-            if shortage > self._board.alert:
-                self._around.inbox.send(Kind.SHORTAGE, number=shortage)
+    def _become_busy(self, *, for_long: bool) -> None:
+        """Leave the front, and see to it that others are served meanwhile.
 
-    def _become_idle(self) -> None:
-        self.row.has_new = False
-        if self.must_leave:
+        *For long* means by a successor; else the master's eye will do, should it take longer than a moment.
+        """
+        board = self._board
+        self.row.set_state(State.BUSY)
+        front, reserve = board.count_idle()
+        if front + reserve < self._limits.min_spare and not board.knows_shortage:
+            self._around.inbox.send(Kind.SHORTAGE)
+        if front:
             return
-        self._set_title("idle")
-        self.row.set_state(State.IDLE)
+        if for_long and reserve and self._lot.has_reserve:
+            self._lot.call_reserve()
+        elif not board.is_watched:
+            self._around.inbox.send(Kind.EMPTY_FRONT)
 
     def is_dispensable(self) -> bool:
-        """Whether another worker is idle, for other clients; without a lot no client can be left to it."""
-        return not self.can_park or self._board.count(State.IDLE) > 0
+        """Whether others can be served while we wait for a client; without a lot we cannot leave it anyway."""
+        if not self.can_park:
+            return True
+        front, reserve = self._board.count_idle()
+        if reserve and not front:
+            self._lot.call_reserve()
+        return front + reserve > 0
 
     def wait_while_silent(self, sock: socket.socket) -> bool:
         """Wait for the next words of a client that cannot be parked; return False when it is time to let go of it."""
         self.row.set_state(State.WAITING)
         deadline = monotonic() + (self._limits.idle_timeout or float("inf"))
-        while not self.must_leave and self._board.count(State.IDLE):
+        while not self.must_leave and any(self._board.count_idle()):
             left = deadline - monotonic()
             if left <= 0:
                 return False
@@ -322,6 +338,10 @@ class Worker:
             self.must_leave = True
         self.row.job_begins()
 
+    def job_ends(self) -> None:
+        """End the job."""
+        self._last_job_time = self.row.job_ends()
+
     def _on_leave(self, _number: int, _frame: FrameType | None) -> None:
         self.must_leave = True
         if self._waits:
@@ -334,8 +354,9 @@ class Worker:
             raise Overdue
 
     def _set_title(self, doing: str) -> None:
-        around = self._around
-        setproctitle(f"{around.title}: worker, generation {around.generation}, {doing}")
+        if doing != self._title:
+            self._title = doing
+            setproctitle(f"{self._around.title}: worker, generation {self._around.generation}, {doing}")
 
 
 def _vary(number: int) -> int:
