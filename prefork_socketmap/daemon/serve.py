@@ -15,8 +15,6 @@ from pathlib import Path
 from socket import socket
 from typing import Protocol
 
-from setproctitle import setproctitle
-
 from prefork_socketmap.daemon import activation, configfile, log
 from prefork_socketmap.daemon.configfile import Places, Settings
 from prefork_socketmap.daemon.notify import ServiceManager
@@ -90,7 +88,6 @@ def serve(arguments: argparse.Namespace) -> int:
 
 
 def _run(source: Source, settings: Settings, inherited: Sequence[socket], launch: Launch) -> int:
-    titled = Titled(f"prefork-socketmap: master [{source.path}]")
     log.set_up("master", settings.log)
     try:
         with _claimed(settings.places) as state:
@@ -98,13 +95,15 @@ def _run(source: Source, settings: Settings, inherited: Sequence[socket], launch
             master = Master(
                 plan(settings),
                 load=functools.partial(_reload, source),
-                observer=Observers([titled, *state, ServiceManager(), Launched(launch)]),
+                observer=Observers([*state, ServiceManager(), Launched(launch)]),
                 inherited=inherited,
             )
             master.run()
     except SettingError as error:
         return _fail(launch, os.EX_CONFIG, str(error))
-    except (StartError, OSError) as error:
+    except StartError as error:
+        return _fail(launch, os.EX_CONFIG if error.is_setting else os.EX_UNAVAILABLE, str(error))
+    except OSError as error:
         return _fail(launch, os.EX_UNAVAILABLE, str(error))
     except AlreadyRunningError as error:
         return _fail(launch, 1, str(error))
@@ -178,24 +177,8 @@ class Observers(Observer):
             observer.stopping()
 
     def due(self, now: float) -> float:
-        """The master's loop comes by."""
-        return min(observer.due(now) for observer in self._observers if isinstance(observer, ServiceManager))
-
-
-class Titled(Observer):
-    """Keeps the process title, since two servers on a machine are told apart by their config files."""
-
-    def __init__(self, title: str) -> None:
-        self._title = title
-        setproctitle(title)
-
-    def ready(self, generation: int) -> None:  # noqa: ARG002 - an Observer
-        """Set it again: the master has a title of its own."""
-        setproctitle(self._title)
-
-    def reloaded(self, generation: int, problem: str | None) -> None:  # noqa: ARG002 - an Observer
-        """Set it again."""
-        setproctitle(self._title)
+        """Something may have to be done regularly."""
+        return min(observer.due(now) for observer in self._observers)
 
 
 class Launched(Observer):

@@ -7,11 +7,14 @@ also how late a worker notices what it is told while it is inside such a call.
 
 from __future__ import annotations
 
+import array
 import contextlib
 import enum
+import fcntl
 import select
 import socket
 import struct
+import termios
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -170,19 +173,35 @@ class Connection:
         """Whether the connection is sound, between two requests, and may be served further by somebody else."""
         return self.ending in (Ending.SILENT, Ending.MOVED)
 
-    def close(self) -> None:
-        """Close the connection as its ending demands: by a reset, unless that could destroy a reply."""
+    def close(self) -> bool:
+        """Close the connection; return whether it may be reset now, if somebody else has a descriptor of it, too."""
+        delivered = True
         with contextlib.suppress(OSError):
-            if self._is_tcp and self.ending in (Ending.MOVED, Ending.REFUSED):
-                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ORDERLY_CLOSE)
             if self.ending is Ending.REFUSED:
                 self._drain()
+            elif self.ending is Ending.MOVED and _undelivered(self.sock):
+                delivered = False
+                self._end_in_order()
         self.sock.close()
+        return delivered
+
+    def _end_in_order(self) -> None:
+        """Say that no more will come, behind what is under way: a reset could overtake and destroy it."""
+        if self._is_tcp:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ORDERLY_CLOSE)
+        self.sock.shutdown(socket.SHUT_WR)
 
     def _drain(self) -> None:
         """Read what the client still sends: to close with unread input would reset the connection under our reply."""
-        self.sock.shutdown(socket.SHUT_WR)
+        self._end_in_order()
         deadline = monotonic() + _DRAIN_TIME
         for _ in range(_DRAIN_READS):
             if not self.receive_until(deadline):
                 return
+
+
+def _undelivered(sock: socket.socket) -> int:
+    """Return how many bytes that we have sent the client's system has not confirmed (tcp(7), SIOCOUTQ)."""
+    number = array.array("i", [0])
+    fcntl.ioctl(sock, termios.TIOCOUTQ, number)
+    return number[0]

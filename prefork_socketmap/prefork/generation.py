@@ -10,6 +10,8 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from setproctitle import setproctitle
+
 from prefork_socketmap.prefork.limits import Limits
 from prefork_socketmap.prefork.listener import Endpoint, Listener, open_listener, resolve
 from prefork_socketmap.prefork.worker import Handler
@@ -23,7 +25,8 @@ class Plan:
 
     *endpoints*: where it listens, beside the sockets that the master inherited. *start* runs in each worker after
     the fork and returns what serves a connection; whatever it raises means that the worker cannot start. *allow*
-    tells from an IP address whether a TCP client may connect (None: all may). *title* begins the process titles.
+    tells from an IP address whether a TCP client may connect (None: all may). *title* begins the
+    process titles, and the master's ends with *source*, a file.
     """
 
     endpoints: Sequence[Endpoint]
@@ -31,6 +34,11 @@ class Plan:
     start: Callable[[], Handler]
     allow: Callable[[str], bool] | None = None
     title: str = "prefork-socketmap"
+    source: str = ""
+
+    def set_master_title(self) -> None:
+        """Set the master's process title."""
+        setproctitle(f"{self.title}: master" + (f" [{self.source}]" if self.source else ""))
 
 
 class Generation:

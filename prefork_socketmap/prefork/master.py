@@ -46,7 +46,11 @@ Duty = Callable[[float], float]
 
 
 class StartError(Exception):
-    """The server cannot start; the text is the reason, complete."""
+    """The server cannot start; the text is the reason. ``is_setting``: a setting is wrong, so it never will."""
+
+    def __init__(self, reason: str, *, is_setting: bool = False) -> None:
+        super().__init__(reason)
+        self.is_setting = is_setting
 
 
 class Observer:
@@ -63,6 +67,10 @@ class Observer:
 
     def stopping(self) -> None:
         """The server stops serving."""
+
+    def due(self, now: float) -> float:  # noqa: ARG002
+        """Do what is to be done regularly, at *now* on the monotonic clock; return when to be called again."""
+        return _NEVER
 
 
 class Master:
@@ -127,6 +135,7 @@ class Master:
                 self._staff.look,
                 self._expire_parked,
                 self._kill_stragglers,
+                self._observer.due,
             ),
             0.0,
         )
@@ -136,6 +145,7 @@ class Master:
         if self._lifeline:
             self._selector.register(self._lifeline, selectors.EVENT_READ, self._on_end_of_lifeline)
         title = getproctitle()
+        self._plan.set_master_title()
         gc.freeze()  # workers share the pages of what exists now for as long as nobody's collector touches them
         try:
             self._try_plan(self._plan)
@@ -261,12 +271,12 @@ class Master:
         child = self._pool.children.get(message.pid)
         if child:
             child.killed = True  # its end is explained
-            self._on_failure(child, message.text)
+            self._on_failure(child, message.text, is_setting=bool(message.number))
 
-    def _on_failure(self, child: Child, reason: str) -> None:
+    def _on_failure(self, child: Child, reason: str, *, is_setting: bool = False) -> None:
         """Hear that a worker cannot start."""
         if child.generation is self._candidate:
-            self._refuse(reason)
+            self._refuse(reason, is_setting=is_setting)
         else:
             log.error("worker %d cannot start: %s", child.pid, reason)
             self._staff.pause()
@@ -275,7 +285,7 @@ class Master:
         """The new generation can serve: let it, and retire the old one."""
         previous, self._current, self._candidate = self._current, candidate, None
         candidate.commit()
-        setproctitle(f"{candidate.plan.title}: master")
+        candidate.plan.set_master_title()
         self._staff.generation = candidate
         self._staff.replenish(monotonic())
         if previous is None:
@@ -293,7 +303,7 @@ class Master:
         self._tell(lambda: self._observer.reloaded(candidate.number, None))
         self._reload_again()
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str, *, is_setting: bool = False) -> None:
         """The new generation cannot serve: leave everything as it was."""
         candidate, self._candidate = self._candidate, None
         if candidate:
@@ -301,7 +311,7 @@ class Master:
             for child in self._pool.of(candidate):
                 child.retire()
         if self._current is None:
-            raise StartError(reason)
+            raise StartError(reason, is_setting=is_setting)
         log.error("reload refused, generation %d goes on: %s", self._current.number, reason)
         number = self._current.number
         self._tell(lambda: self._observer.reloaded(number, reason))

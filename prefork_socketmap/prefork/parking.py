@@ -237,13 +237,16 @@ class Keeper:
         if silent:
             self.close(min(silent, key=self._lot.since))
 
-    def close_all(self) -> None:
-        """Close every connection that is silent; the others are their workers' to end."""
+    def close_silent(self) -> None:
+        """Close every connection that nobody serves. Of the others their workers say when they are done."""
         for number in self.numbers():
             if self._lot.holder(number) is None:
                 self.close(number)
-            else:
-                self.drop(number)
+
+    def close_all(self) -> None:
+        """Close what is left of all connections."""
+        for number in self.numbers():
+            self.drop(number)
 
     def inheritance(self) -> dict[int, tuple[int, socket.socket]]:
         """In a new worker: what the fork has duplicated, each with its serial. No need to fetch these."""

@@ -30,6 +30,7 @@ from prefork_socketmap.prefork.parking import Lot
 from prefork_socketmap.prefork.scoreboard import Row, Scoreboard, State
 from prefork_socketmap.prefork.signals import Signals
 from prefork_socketmap.prefork.waiting import SilenceWait
+from prefork_socketmap.settings import SettingError
 
 log = logging.getLogger("prefork_socketmap.worker")
 
@@ -81,7 +82,8 @@ def live(around: Surroundings) -> int:
     except BaseException as error:  # user code, which may call sys.exit()
         log.debug("the worker cannot start", exc_info=True)
         with contextlib.suppress(OSError):
-            around.inbox.send(Kind.FAILED, text=_describe(error))
+            # A wrong setting is no reason to try again; anything else may be.
+            around.inbox.send(Kind.FAILED, number=isinstance(error, SettingError), text=_describe(error))
         return 1
     try:
         worker.run()
@@ -286,11 +288,12 @@ class Worker:
             connection.sock.close()
 
     def _end(self, connection: Connection) -> None:
-        connection.close()
+        may_reset = connection.close()
         if connection.number:
             del self._known[connection.number]
-            with contextlib.suppress(OSError):
-                self._around.inbox.send(Kind.GONE, number=connection.number, serial=connection.serial)
+            if may_reset:
+                with contextlib.suppress(OSError):
+                    self._around.inbox.send(Kind.GONE, number=connection.number, serial=connection.serial)
 
     def _become_busy(self, *, for_long: bool) -> None:
         """Leave the front, and see to it that others are served meanwhile.
@@ -379,5 +382,6 @@ def flush_output() -> None:
 
 def leave_process(status: int) -> None:
     """End this process, a fork, without what belongs to the master: its atexit functions, its finally blocks."""
+    logging.shutdown()
     flush_output()
     os._exit(status)
