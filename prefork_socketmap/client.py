@@ -39,6 +39,21 @@ class LookupTimeout(LookupFailed):
     """The server answered TIMEOUT, or one wait for it took longer than the client's timeout."""
 
 
+def value_of(reply: Reply) -> str | None:
+    """Return the value in *reply*; None is "not found". Raises TempFail, PermFail or LookupTimeout."""
+    match reply.status:
+        case Status.OK:
+            return reply.text
+        case Status.NOT_FOUND:
+            return None
+        case Status.TEMP:
+            raise TempFail(reply.text)
+        case Status.PERM:
+            raise PermFail(reply.text)
+        case Status.TIMEOUT:
+            raise LookupTimeout(reply.text)
+
+
 class SocketmapClient:
     """Asks one socketmap server, over one connection that is opened at the first lookup and then kept.
 
@@ -69,18 +84,7 @@ class SocketmapClient:
         """
         if " " in name:
             raise ValueError(f"a map name has no space: {name!r}")
-        reply = self._ask(netstring.encode(Request(name, key).encode()))
-        match reply.status:
-            case Status.OK:
-                return reply.text
-            case Status.NOT_FOUND:
-                return None
-            case Status.TEMP:
-                raise TempFail(reply.text)
-            case Status.PERM:
-                raise PermFail(reply.text)
-            case Status.TIMEOUT:
-                raise LookupTimeout(reply.text)
+        return value_of(self._ask(netstring.encode(Request(name, key).encode())))
 
     def close(self) -> None:
         """Close the connection, if there is one."""

@@ -33,7 +33,7 @@ def _open_maps(settings: Settings) -> int:
     try:
         worker.open_maps(settings)
     except BaseException as error:  # noqa: BLE001 - user code, which may call sys.exit()
-        return _complain(_describe(error))
+        return _complain(describe(error))
     return os.EX_OK
 
 
@@ -42,6 +42,6 @@ def _complain(problem: str) -> int:
     return os.EX_CONFIG
 
 
-def _describe(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """Return what went wrong, with the exception's type unless the text was worded for the user."""
     return str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"

@@ -114,11 +114,19 @@ def _add_control(commands: argparse._SubParsersAction[Parser]) -> None:
 def _add_query(commands: argparse._SubParsersAction[Parser]) -> None:
     query = commands.add_parser(
         "query",
-        help="ask a server, as Postfix would",
-        description="Ask a server for a key and print the value. Exit status: 0 found, 1 not found, 69 timeout, "
+        help="ask a server, as Postfix would, or a map of a config file",
+        description="Look a key up and print the value. Exit status: 0 found, 1 not found, 69 timeout, "
         "75 temporary error, 78 permanent error.",
     )
-    query.add_argument("map", metavar="ENDPOINT:MAP", help="inet:HOST:PORT:MAP or unix:PATH:MAP, as in main.cf")
+    query.add_argument(
+        "-c", "--config", metavar="FILE", type=Path, help="ask a map of this config file, with no server"
+    )
+    query.add_argument("-v", "--verbose", action="store_true", help="with -c: tell each key tried, how, and the time")
+    query.add_argument(
+        "map",
+        metavar="MAP",
+        help="inet:HOST:PORT:MAP or unix:PATH:MAP, as in main.cf; with -c the name of a map in FILE",
+    )
     query.add_argument("key", metavar="KEY", help='what to look up; "-": each line of standard input')
     query.set_defaults(run="query:query")
 

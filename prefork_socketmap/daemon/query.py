@@ -1,55 +1,84 @@
-"""The command ``query``: ask a socketmap server, and tell by output and exit code what it answered."""
+"""The command ``query``: ask a server, or a map of a config file; output and exit code tell the answer."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
-from prefork_socketmap.client import LookupTimeout, PermFail, SocketmapClient, TempFail
-from prefork_socketmap.prefork.listener import Endpoint
+from prefork_socketmap.client import LookupFailed, LookupTimeout, PermFail, SocketmapClient
+from prefork_socketmap.daemon import configfile, log
+from prefork_socketmap.daemon.configfile import LogSettings
 from prefork_socketmap.settings import SettingError
 from prefork_socketmap.socketmap.messages import to_bytes, to_text
 
 FOUND = os.EX_OK
 NOT_FOUND = 1
 
+LookUp = Callable[[str], str | None]
+
+
+class _UsageError(Exception):
+    """The command line asks for what cannot be."""
+
 
 def query(arguments: argparse.Namespace) -> int:
-    """Look up a key, or all keys on standard input; return the exit code."""
+    """Look up a key, or all keys on standard input; return the exit code. Raises SettingError for a wrong file."""
     try:
-        endpoint, name = _split(arguments.map)
-        with SocketmapClient(endpoint) as client:
+        with _map_of_file(arguments) if arguments.config else _map_of_server(arguments) as look_up:
             if arguments.key == "-":
-                return _print_all(client, name, (to_text(line.rstrip(b"\r\n")) for line in sys.stdin.buffer))
-            return _print_one(client, name, os.fsencode(arguments.key))
-    except (SettingError, TempFail, LookupTimeout, PermFail, OSError) as error:
+                return _print_all(look_up, (to_text(line.rstrip(b"\r\n")) for line in sys.stdin.buffer))
+            return _print_one(look_up, os.fsencode(arguments.key))
+    except (_UsageError, LookupFailed, OSError) as error:
         print(f"prefork-socketmap: {arguments.map}: {error}", file=sys.stderr)
         return _exit_code(error)
 
 
-def _split(text: str) -> tuple[Endpoint, str]:
-    """Split at the last colon, as Postfix does."""
-    endpoint, colon, name = text.rpartition(":")
+@contextlib.contextmanager
+def _map_of_server(arguments: argparse.Namespace) -> Iterator[LookUp]:
+    if arguments.verbose:
+        raise _UsageError("a server does not tell how it looks up; -v goes with -c")
+    # Split at the last colon, as Postfix does.
+    endpoint, colon, name = arguments.map.rpartition(":")
     if not colon or not name:
-        raise SettingError("", "expected ENDPOINT:MAP, such as inet:127.0.0.1:27823:virtual")
-    return Endpoint.parse(endpoint), name
+        raise _UsageError("expected ENDPOINT:MAP, such as inet:127.0.0.1:27823:virtual; or -c FILE and a map of it")
+    try:
+        client = SocketmapClient(endpoint)
+    except SettingError as error:
+        raise _UsageError(str(error)) from error
+    with client:
+        yield lambda key: client.lookup(name, key)
 
 
-def _print_one(client: SocketmapClient, name: str, key: bytes) -> int:
-    value = client.lookup(name, to_text(key))
+@contextlib.contextmanager
+def _map_of_file(arguments: argparse.Namespace) -> Iterator[LookUp]:
+    # Imported only for this: it brings the maps.
+    from prefork_socketmap.daemon import direct
+
+    log.set_up("query", LogSettings(to="stderr", level="debug" if arguments.verbose else "warning"))
+    settings = configfile.load(arguments.config)
+    try:
+        look_up = direct.open_map(settings, arguments.map)
+    except KeyError:
+        raise _UsageError("there is no such map; the file has: " + ", ".join(settings.maps)) from None
+    yield look_up
+
+
+def _print_one(look_up: LookUp, key: bytes) -> int:
+    value = look_up(to_text(key))
     if value is None:
         return NOT_FOUND
     _print(to_bytes(value))
     return FOUND
 
 
-def _print_all(client: SocketmapClient, name: str, keys: Iterable[str]) -> int:
+def _print_all(look_up: LookUp, keys: Iterable[str]) -> int:
     """Print ``key TAB value`` for each key that is found, like ``postmap -q -``; not found if none is."""
     code = NOT_FOUND
     for key in keys:
-        value = client.lookup(name, key)
+        value = look_up(key)
         if value is not None:
             _print(to_bytes(key) + b"\t" + to_bytes(value))
             code = FOUND
@@ -64,7 +93,7 @@ def _print(line: bytes) -> None:
 
 def _exit_code(error: Exception) -> int:
     match error:
-        case SettingError():
+        case _UsageError():
             return os.EX_USAGE
         case LookupTimeout():
             return os.EX_UNAVAILABLE

@@ -1,7 +1,7 @@
 """What a worker of the daemon does before it serves: it takes its own account, then builds the maps.
 
-Only here, and in the children of ``check``, is code of maps imported: the master may be root, and lives longer than
-the code that a reload brings.
+Only workers and the commands ``check`` and ``query`` import code of maps: the master may be root, and lives longer
+than the code that a reload brings.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING
 
 from prefork_socketmap.daemon import log
 from prefork_socketmap.daemon.configfile import DEFAULT_MAP, Network, Settings, errors_in, in_file
+from prefork_socketmap.daemon.privileges import Account
 from prefork_socketmap.prefork.generation import Plan
 from prefork_socketmap.service import DefaultLookup, Lookup, Service
 
 if TYPE_CHECKING:
     from prefork_socketmap.maps.base import Map, MissingLibraryError
+
+    OnMissing = Callable[[MissingLibraryError], None]
 
 logger = logging.getLogger("prefork_socketmap.worker")
 
@@ -29,6 +32,7 @@ def plan(settings: Settings) -> Plan:
         endpoints=settings.endpoints,
         limits=settings.config,
         start=functools.partial(_start, settings),
+        source=str(settings.path),
         allow=functools.lru_cache(maxsize=1024)(functools.partial(is_allowed, settings.allow)),
     )
 
@@ -40,23 +44,32 @@ def is_allowed(networks: Sequence[Network], client: str) -> bool:
     return any(address in network for network in networks)
 
 
-def open_maps(settings: Settings, on_missing: Callable[[MissingLibraryError], None] | None = None) -> dict[str, Map]:
-    """Take the workers' account, build and open all maps; return them by name, the default map as DEFAULT_MAP.
+def build_maps(settings: Settings, run_as: Account | None, on_missing: OnMissing | None = None) -> dict[str, Map]:
+    """Take the account *run_as*, if any, and build all maps; return them by name, the default map as DEFAULT_MAP.
 
-    Raises SettingError for a wrong table, and whatever a map's code or library raises when it is opened. With
-    *on_missing*, a library that is not installed costs only the map that needs it (see ``registry.build``).
+    None of them is open. Raises SettingError for a wrong table. With *on_missing*, a library that is not installed
+    costs only the map that needs it (see ``registry.build``).
     """
     # The registry is ours. Which types, libraries and modules of users it imports, the tables say, and that is later.
     from prefork_socketmap.maps import registry
 
-    if settings.account:
-        settings.account.assume()
+    if run_as:
+        run_as.assume()
     tables = dict(settings.maps)
     if settings.default_map is not None:
         # Among the others, so that a chain can be the default.
         tables[DEFAULT_MAP] = settings.default_map
     with errors_in(settings.path):
-        maps = registry.build(tables, settings.base, on_missing)
+        return registry.build(tables, settings.base, on_missing)
+
+
+def open_maps(settings: Settings, on_missing: OnMissing | None = None) -> dict[str, Map]:
+    """Take the workers' account, build all maps and open them.
+
+    Raises what ``build_maps`` raises, and whatever a map's code or library raises when it is opened.
+    """
+    maps = build_maps(settings, settings.account, on_missing)
+    with errors_in(settings.path):
         for each in maps.values():
             each.open()
     return maps

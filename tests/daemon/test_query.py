@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import sqlite3
 import subprocess
 
 import pytest
@@ -95,3 +98,116 @@ def test_an_endpoint_that_is_none_is_wrong_usage(where: str) -> None:
     result = query(where, "key")
     assert result.returncode == os.EX_USAGE
     assert where.encode() in result.stderr
+
+
+# A map of the config file, with no server.
+
+FILE_MAPS = """
+[maps.users]
+type = "sqlite"
+dbpath = "users.sqlite"
+query = "SELECT box FROM users WHERE address = '%s'"
+search = "address"
+
+[maps.all]
+type = "chain"
+maps = ["users"]
+
+[maps.closed]
+type = "sqlite"
+dbpath = "none.sqlite"
+query = "SELECT 1"
+"""
+
+
+@pytest.fixture
+def file(installation: Installation) -> Installation:
+    """A config file whose maps can be asked without a server."""
+    (installation.directory / "answers.py").write_text(ANSWERS)
+    with contextlib.closing(sqlite3.connect(installation.directory / "users.sqlite")) as database, database:
+        database.execute("CREATE TABLE users (address, box)")
+        database.execute("INSERT INTO users VALUES ('@example.com', 'everybody')")
+    installation.configure(maps=MAPS + FILE_MAPS)
+    return installation
+
+
+@pytest.mark.parametrize(
+    ("key", "code", "output", "problem"),
+    [
+        ("found", os.EX_OK, b"value\n", ""),
+        ("none", 1, b"", ""),
+        ("temp", os.EX_TEMPFAIL, b"", "answers: try later"),
+        ("timeout", os.EX_UNAVAILABLE, b"", "answers: too slow"),
+        ("perm", os.EX_CONFIG, b"", "answers: broken"),
+        ("empty", os.EX_TEMPFAIL, b"", "answers: the map returned OK without a value; return any word"),
+        ("exit", os.EX_TEMPFAIL, b"", "answers: lookup failed"),
+    ],
+)
+def test_a_map_of_a_file_answers_as_its_server_would(
+    file: Installation, key: str, code: int, output: bytes, problem: str
+) -> None:
+    result = query("-c", str(file.config), "answers", key)
+    assert (result.returncode, result.stdout) == (code, output)
+    assert problem in result.stderr.decode()
+    assert bool(problem) == bool(result.stderr)
+
+
+def test_what_a_function_raises_is_shown(file: Installation) -> None:
+    result = query("-c", str(file.config), "answers", "exit")
+    assert b"SystemExit" in result.stderr
+
+
+def test_keys_from_standard_input_are_asked_of_a_file_s_map(file: Installation) -> None:
+    result = query("-c", str(file.config), "users", "-", stdin=b"a@example.com\nb@example.org\n")
+    assert (result.returncode, result.stdout) == (os.EX_OK, b"a@example.com\teverybody\n")
+
+
+def test_only_the_map_that_is_asked_is_opened(file: Installation) -> None:
+    assert query("-c", str(file.config), "all", "a@example.com").stdout == b"everybody\n"
+    result = query("-c", str(file.config), "closed", "key")
+    assert result.returncode == os.EX_CONFIG
+    assert f"{file.config}: maps.closed.dbpath: cannot open".encode() in result.stderr
+
+
+def test_verbose_shows_each_key_the_statement_and_the_time(file: Installation) -> None:
+    result = query("-c", str(file.config), "-v", "all", "A@example.com")
+    assert result.stdout == b"everybody\n"
+    lines = [line.partition("]: ")[2] for line in result.stderr.decode().splitlines()]
+    statement = "map users: SELECT box FROM users WHERE address = ? with "
+    patterns = [
+        re.escape(f"{statement}['a@example.com']"),
+        r"map users: 'a@example.com': not found, \d+\.\d ms",
+        re.escape(f"{statement}['@example.com']"),
+        r"map users: '@example.com': \['everybody'\], \d+\.\d ms",
+        r"map all: 'A@example.com': \('everybody',\), \d+\.\d ms",
+    ]
+    assert len(lines) == len(patterns)
+    assert [line for pattern, line in zip(patterns, lines, strict=True) if not re.fullmatch(pattern, line)] == []
+
+
+def test_an_unknown_map_is_wrong_usage_unless_there_is_a_default_map(file: Installation) -> None:
+    result = query("-c", str(file.config), "nonsense", "key")
+    assert result.returncode == os.EX_USAGE
+    assert b"nonsense: there is no such map; the file has: answers, users, all, closed" in result.stderr
+    file.configure(maps='[default_map]\ntype = "static"\nentries = { key = "value" }\n')
+    assert query("-c", str(file.config), "nonsense", "key").stdout == b"value\n"
+
+
+def test_a_wrong_file_is_told_as_check_tells_it(file: Installation) -> None:
+    file.configure(maps=MAPS + '[maps.missing]\ntype = "none.such"\n')
+    result = query("-c", str(file.config), "answers", "found")
+    assert result.returncode == os.EX_CONFIG
+    assert f"{file.config}: maps.missing.type: 'none.such' is not accepted here".encode() in result.stderr
+
+
+def test_code_that_cannot_be_loaded_is_told(file: Installation) -> None:
+    (file.directory / "answers.py").write_text("1 / 0\n")
+    result = query("-c", str(file.config), "answers", "found")
+    assert result.returncode == os.EX_CONFIG
+    assert b"maps.answers: cannot be opened: ZeroDivisionError: division by zero" in result.stderr
+
+
+def test_verbose_needs_a_file(server: Installation) -> None:
+    result = query("-v", f"{server.endpoint}:answers", "found")
+    assert result.returncode == os.EX_USAGE
+    assert b"-v goes with -c" in result.stderr
