@@ -288,6 +288,7 @@ class Master:
         candidate.plan.set_master_title()
         self._staff.generation = candidate
         self._staff.replenish(monotonic())
+        self._make_all_due()  # to other limits than before
         if previous is None:
             self._keeper.watch([listener.sock for listener in candidate.listeners])
             log.info("serving %s", ", ".join(map(str, self.endpoints)))
