@@ -22,6 +22,7 @@ from types import FrameType
 
 from setproctitle import setproctitle
 
+from prefork_socketmap.prefork.abort import abort
 from prefork_socketmap.prefork.channel import Channel, Kind
 from prefork_socketmap.prefork.connection import PATIENCE, Connection
 from prefork_socketmap.prefork.limits import Limits
@@ -190,6 +191,7 @@ class Worker:
             with contextlib.suppress(FileNotFoundError):  # the master has closed it
                 self._lot.put_back(listener.sock.fileno())
         if self._is_refused(address):
+            abort(sock)
             sock.close()
             return None
         self.row.count_connection()
