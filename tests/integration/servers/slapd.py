@@ -30,6 +30,7 @@ suffix "{suffix}"
 rootdn "{manager}"
 rootpw "{password}"
 directory {directory}/data
+dbnosync
 # Anonymous clients may only log in, so a test that binds notices when it has not.
 access to * by users read by anonymous auth
 """
