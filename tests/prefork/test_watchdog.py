@@ -155,14 +155,15 @@ def test_a_worker_that_is_continued_in_time_is_left_alone(serve: Serve, endpoint
 
 
 def test_a_worker_that_is_stopped_in_a_lookup_costs_that_lookup(serve: Serve, endpoint: str) -> None:
-    site = serve(MAPS, Config(lookup_timeout=0.3, process_limit=2), endpoint)
+    def stop(key: str) -> str:
+        kill(os.getpid(), signal.SIGSTOP)
+        return "continued"
+
+    site = serve({**MAPS, "stop": stop}, Config(lookup_timeout=0.3, process_limit=2), endpoint)
     with site.connect() as client, site.connect() as bystander:
         worker_of(bystander)
-        worker = worker_of(client)
-        client.request(b"sleep key")
-        kill(worker, signal.SIGSTOP)
-        await_end(worker)
-        client.end()
+        client.request(b"stop key")
+        assert client.end() is (End.RESET if endpoint.startswith("inet:") else End.ORDERLY)
         site.await_workers(2)
         worker_of(bystander)
 

@@ -1,0 +1,278 @@
+"""The pool of workers: it grows for those who wait, shrinks when they leave, and serves more clients than it has."""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import shutil
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from prefork_socketmap import Config
+from tests.serving import DEADLINE, End, Gate, Serve, Site, await_end, descriptors, is_alive, kill, title
+from tests.waiting import eventually
+
+
+def say_ok(key: str) -> str:
+    return "ok"
+
+
+def who(key: str) -> str:
+    return str(os.getpid())
+
+
+MAPS = {"ok": say_ok, "who": who}
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate()
+
+
+def test_min_spare_workers_are_ready_before_anybody_comes(serve: Serve) -> None:
+    site = serve(MAPS, Config(process_limit=10, min_spare=3))
+    site.await_workers(3)
+
+
+def test_process_limit_bounds_min_spare(serve: Serve) -> None:
+    site = serve(MAPS, Config(process_limit=2, min_spare=5))
+    site.await_workers(2)
+
+
+def test_the_pool_grows_until_everybody_has_a_worker(serve: Serve, endpoint: str, gate: Gate) -> None:
+    site = serve({"slow": gate.lookup}, Config(process_limit=8, min_spare=1), endpoint)
+    clients = [site.connect() for _ in range(8)]
+    for client in clients:
+        client.request(b"slow key")
+    for _ in clients:
+        gate.await_arrival()
+    for _ in clients:
+        gate.open()
+    assert [client.reply() for client in clients] == [b"OK done"] * 8
+
+
+def test_the_pool_grows_for_clients_that_were_parked(serve: Serve, endpoint: str, gate: Gate) -> None:
+    site = serve({**MAPS, "slow": gate.lookup}, Config(process_limit=8, min_spare=1, idle_timeout=0.1), endpoint)
+    clients = [site.connect() for _ in range(8)]
+    for client in clients:
+        assert client.ask(b"ok key") == b"OK ok"
+    eventually(lambda: all(title(pid).endswith("idle") for pid in site.workers), DEADLINE)
+    for client in clients:
+        client.request(b"slow key")
+    for _ in clients:
+        gate.await_arrival()
+    for _ in clients:
+        gate.open()
+    assert [client.reply() for client in clients] == [b"OK done"] * 8
+
+
+def test_the_pool_does_not_grow_beyond_process_limit(serve: Serve, endpoint: str, gate: Gate) -> None:
+    site = serve({**MAPS, "slow": gate.lookup}, Config(process_limit=3, min_spare=2), endpoint)
+    clients = [site.connect() for _ in range(9)]
+    for client in clients:
+        client.request(b"slow key")
+    for _ in range(3):
+        gate.await_arrival()
+    assert len(site.workers) == 3
+    for _ in clients[3:]:
+        gate.open()
+        gate.await_arrival()
+        assert len(site.workers) == 3
+    for _ in range(3):
+        gate.open()
+    assert [client.reply() for client in clients] == [b"OK done"] * 9
+
+
+def test_workers_that_nobody_needs_leave_after_max_idle(serve: Serve, endpoint: str, gate: Gate) -> None:
+    site = serve({**MAPS, "slow": gate.lookup}, Config(process_limit=8, min_spare=2, max_idle=0.5), endpoint)
+    fresh = descriptors(site.pid)
+    clients = [site.connect() for _ in range(6)]
+    for client in clients:
+        client.request(b"slow key")
+    for _ in clients:
+        gate.await_arrival()
+    for _ in clients:
+        gate.open()
+    assert [client.reply() for client in clients] == [b"OK done"] * 6
+    site.await_workers(2)
+    assert all(client.is_open for client in clients)
+    assert clients[0].ask(b"ok key") == b"OK ok"
+    for client in clients:
+        client.close()
+    eventually(lambda: descriptors(site.pid) == fresh, DEADLINE)
+
+
+def test_a_worker_is_replaced_after_about_max_use_lookups(serve: Serve, endpoint: str) -> None:
+    site = serve(MAPS, Config(process_limit=1, max_use=100), endpoint)
+    with site.connect() as client:
+        served = Counter(client.ask(b"who key") for _ in range(500))
+    whole = list(served.values())[:-1]
+    assert len(whole) >= 3
+    assert all(90 <= uses <= 110 for uses in whole)
+
+
+def test_more_busy_clients_than_workers_are_all_served(serve: Serve, endpoint: str) -> None:
+    """Each wants a hundred answers and pauses for nothing: a starved one would never get them."""
+    site = serve(MAPS, Config(process_limit=2), endpoint)
+    wanted = dict.fromkeys((site.connect() for _ in range(16)), 100)
+    with selectors.DefaultSelector() as waiting:
+        for client in wanted:
+            waiting.register(client.sock, selectors.EVENT_READ, client)
+            client.request(b"ok key")
+        deadline = time.monotonic() + DEADLINE
+        while any(left > 0 for left in wanted.values()):
+            assert time.monotonic() < deadline, f"starved: {list(wanted.values())}"
+            for key, _ in waiting.select(1):
+                assert key.data.reply() == b"OK ok"
+                wanted[key.data] -= 1
+                # On and on: those that have enough go on asking, and must not keep the others from theirs.
+                key.data.request(b"ok key")
+
+
+def test_pipelining_clients_do_not_keep_others_waiting_forever(serve: Serve, endpoint: str) -> None:
+    site = serve(MAPS, Config(process_limit=1), endpoint)
+    with site.connect() as greedy, site.connect() as modest:
+        deadline = time.monotonic() + DEADLINE
+        modest.request(b"ok key")
+        while modest.is_open:
+            assert time.monotonic() < deadline, "the modest client starves"
+            for _ in range(50):
+                greedy.request(b"ok key")
+            for _ in range(50):
+                assert greedy.reply() == b"OK ok"
+        assert modest.reply() == b"OK ok"
+
+
+def test_silent_newcomers_keep_nobody_from_being_served(serve: Serve, endpoint: str) -> None:
+    site = serve(MAPS, Config(process_limit=2), endpoint)
+    silent = [site.connect() for _ in range(50)]
+    with site.connect() as client:
+        assert client.ask(b"ok key") == b"OK ok"
+    for client in silent:
+        assert client.ask(b"ok key") == b"OK ok"
+
+
+def test_without_parking_a_silent_client_makes_room_for_one_that_waits(serve: Serve, endpoint: str) -> None:
+    site = serve(MAPS, Config(process_limit=1, park_timeout=0, idle_timeout=100), endpoint)
+    with site.connect() as silent:
+        assert silent.ask(b"ok key") == b"OK ok"
+        with site.connect() as client:
+            assert client.ask(b"ok key") == b"OK ok"
+        assert silent.end() is (End.RESET if endpoint.startswith("inet:") else End.ORDERLY)
+
+
+def test_workers_that_are_killed_all_at_once_are_replaced(serve: Serve, endpoint: str) -> None:
+    site = serve(MAPS, Config(process_limit=4, min_spare=4), endpoint)
+    fresh = descriptors(site.pid)
+    for _ in range(3):
+        workers = site.await_workers(4)
+        for worker in workers:
+            kill(worker)
+        await_end(*workers)
+    site.await_workers(4)
+    with site.connect() as client:
+        assert client.ask(b"ok key") == b"OK ok"
+    eventually(lambda: descriptors(site.pid) == fresh, DEADLINE)
+
+
+def test_clients_that_come_and_go_leave_bounded_traces_in_the_workers(serve: Serve, endpoint: str) -> None:
+    """A worker keeps a connection that it has met, but only until its place is taken by the next one."""
+    site = serve(MAPS, Config(process_limit=2, idle_timeout=0.1), endpoint)
+    workers = site.await_workers(2)
+    fresh = {worker: descriptors(worker).total() for worker in workers}
+    for _ in range(10):
+        clients = [site.connect() for _ in range(10)]
+        for _ in range(5):
+            for client in clients:
+                assert client.ask(b"ok key") == b"OK ok"
+        for client in clients:
+            client.close()
+    eventually(lambda: all(title(pid).endswith("idle") for pid in workers), DEADLINE)
+    for worker in workers:
+        assert is_alive(worker)
+        assert descriptors(worker).total() <= fresh[worker] + 30
+
+
+# Limits.
+
+
+def test_a_connection_beyond_max_connections_is_closed_at_once(serve: Serve, endpoint: str) -> None:
+    site = serve(MAPS, Config(max_connections=3, idle_timeout=0.1), endpoint)
+    clients = [site.connect() for _ in range(3)]
+    for client in clients:
+        assert client.ask(b"ok key") == b"OK ok"
+    for _ in range(2):
+        with site.connect() as refused:
+            assert refused.end() is (End.RESET if endpoint.startswith("inet:") else End.ORDERLY)
+    for client in clients:
+        assert client.ask(b"ok key") == b"OK ok"
+
+
+def test_there_is_room_again_when_a_client_has_left(serve: Serve, endpoint: str) -> None:
+    site = serve(MAPS, Config(max_connections=2, idle_timeout=0.1), endpoint)
+    for _ in range(3):
+        clients = [site.connect() for _ in range(2)]
+        for client in clients:
+            assert client.ask(b"ok key") == b"OK ok"
+        for client in clients:
+            client.close()
+
+        def is_served() -> bool:
+            with site.connect() as client:
+                client.request(b"ok key")
+                try:
+                    return client.reply() == b"OK ok"
+                except (ConnectionError, AssertionError):
+                    return False
+
+        eventually(is_served, DEADLINE)
+        eventually(lambda: all(title(pid).endswith("idle") for pid in site.workers), DEADLINE)
+
+
+# What it costs.
+
+
+def context_switches(site: Site) -> int:
+    """Return how often the workers have waited for something, all together."""
+    statuses = "".join(Path(f"/proc/{pid}/status").read_text() for pid in site.workers)
+    return sum(map(int, re.findall(r"^voluntary_ctxt_switches:\s+(\d+)", statuses, re.M)))
+
+
+def test_a_connection_wakes_one_worker(serve: Serve, endpoint: str) -> None:
+    site = serve(MAPS, Config(process_limit=10, min_spare=10), endpoint)
+    site.await_workers(10)
+    before = context_switches(site)
+    for _ in range(50):
+        with site.connect() as client:
+            assert client.ask(b"ok key") == b"OK ok"
+    eventually(lambda: all(title(pid).endswith("idle") for pid in site.workers), DEADLINE)
+    # Some for each connection, its worker's; were all to wake for each, it would be hundreds more.
+    assert context_switches(site) - before < 50 * 5
+
+
+def test_a_lookup_on_a_busy_connection_costs_two_system_calls(serve: Serve, endpoint: str, tmp_path: Path) -> None:
+    if not shutil.which("strace"):
+        if "CI" in os.environ:
+            pytest.fail("strace is missing: apt install strace")
+        pytest.skip("install strace: apt install strace")
+    site = serve(MAPS, Config(process_limit=2, min_spare=2), endpoint)
+    output = tmp_path / "strace"
+    with site.connect() as client:
+        worker = client.ask(b"who key").removeprefix(b"OK ").decode()
+        tracer = subprocess.Popen(["strace", "-p", worker, "-o", str(output)], stderr=subprocess.PIPE)
+        assert tracer.stderr
+        assert b"attached" in tracer.stderr.readline()
+        for _ in range(1000):
+            client.request(b"ok key")
+            assert client.reply() == b"OK ok"
+        tracer.terminate()
+        tracer.communicate()
+    calls = Counter(line.partition("(")[0] for line in output.read_text().splitlines() if not line.startswith("---"))
+    assert calls["recvfrom"] + calls["sendto"] >= 2000
+    # At the beginning and the end there are others: it was silent when the tracer came.
+    assert calls.total() < 2100, calls
