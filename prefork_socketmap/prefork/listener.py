@@ -56,10 +56,10 @@ class Endpoint:
     @classmethod
     def parse(cls, text: str, default_port: int = 27823) -> Endpoint:
         """Read ``inet:host:port``, ``inet:host``, ``inet:[ipv6]:port`` or ``unix:/path``. Raises SettingError."""
-        kind, _, rest = text.partition(":")
+        kind, colon, rest = text.partition(":")
         if kind == "unix" and rest:
             return cls("unix", path=rest)
-        if kind != "inet":
+        if kind != "inet" or not colon:
             raise wrong("", text, _SYNTAX)
         return cls.parse_inet(rest, default_port)
 
