@@ -53,8 +53,8 @@ class NetworkMap(Map, Generic[C]):
     hosts = setting(host_setting.hosts)
     """Servers. The first is used until it fails, then the next, and so on in a circle."""
     connect = setting(_when, "first-use")
-    """``"start"``: connect when the worker starts, so that the first lookup finds a connection; a server that cannot
-    be reached then is logged, and does not keep the worker from starting."""
+    """``"start"``: connect when the worker starts, which it does not if no host can be reached. So a reload, for one,
+    is refused then."""
     timeout = setting(settings.seconds, 5.0)
     """How long connecting, to whichever host, may take, and as long again a query."""
 
@@ -90,10 +90,12 @@ class NetworkMap(Map, Generic[C]):
         """Tell what *error*, raised by ``ask``, means."""
 
     def prepare(self) -> None:
-        """Connect, if ``connect`` says so."""
+        """Connect, if ``connect`` says so. Raises SettingError when no host can be reached."""
         if self.connect == "start":
-            with contextlib.suppress(LookupFailedError):  # it is in the log
-                self._connect()
+            try:
+                self._connection = self._dial_hosts()
+            except _UnreachableError as error:
+                raise settings.SettingError(f"maps.{self.name}.hosts", str(error)) from error
 
     def release(self) -> None:
         """Close the connection."""
@@ -142,9 +144,17 @@ class NetworkMap(Map, Generic[C]):
         raise self._outage(f"no answer within {self.timeout:g} s: {error}") from error
 
     def _connect(self) -> C:
-        """Connect to the first host that answers, beginning with the current one. Raises LookupFailedError."""
+        """Connect, unless that has just failed. Raises LookupFailedError."""
         if time.monotonic() < self._resume:
             raise self._unavailable()
+        try:
+            self._connection = self._dial_hosts()
+        except _UnreachableError as error:
+            raise self._outage(str(error)) from error
+        return self._connection
+
+    def _dial_hosts(self) -> C:
+        """Connect to the first host that answers, beginning with the current one. Raises _UnreachableError."""
         deadline = time.monotonic() + self.timeout
         problems = []
         for left in range(len(self.hosts), 0, -1):
@@ -152,14 +162,14 @@ class NetworkMap(Map, Generic[C]):
             try:
                 # Each host gets its share, so that a dead one leaves time for the next; never 0, which drivers
                 # take for "as long as it takes".
-                self._connection = self.dial(host, max((deadline - time.monotonic()) / left, 0.1))
+                connection = self.dial(host, max((deadline - time.monotonic()) / left, 0.1))
             except self.errors as error:
                 problems.append(f"{host}: {error}")
                 self._host += 1
             else:
                 log.info("map %s: connected to %s", self.name, host)
-                return self._connection
-        raise self._outage("cannot connect: " + "; ".join(problems))
+                return connection
+        raise _UnreachableError("cannot connect: " + "; ".join(problems))
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -180,3 +190,7 @@ class NetworkMap(Map, Generic[C]):
 
 class _ConnectionLostError(Exception):
     """The connection broke under a lookup."""
+
+
+class _UnreachableError(Exception):
+    """No host answers."""

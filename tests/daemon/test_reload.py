@@ -87,9 +87,16 @@ def _code_that_kills_its_process(installation: Installation) -> str:
     return "killed by signal 9 before it was ready"
 
 
-def _database_down_at_start(installation: Installation) -> str:
+def _database_missing(installation: Installation) -> str:
     installation.configure(maps='[maps.m]\ntype = "sqlite"\ndbpath = "none.sqlite"\nquery = "SELECT 1"\n')
     return "maps.m.dbpath: cannot open"
+
+
+def _database_down_at_start(installation: Installation) -> str:
+    installation.configure(
+        maps=f'[maps.m]\ntype = "redis"\nhosts = ["127.0.0.1:{free_port()}"]\nquery = "GET %s"\nconnect = "start"\n'
+    )
+    return "maps.m.hosts: cannot connect: 127.0.0.1:"
 
 
 def _socket_where_a_file_is(installation: Installation) -> str:
@@ -109,6 +116,7 @@ MISTAKES: list[Callable[[Installation], str]] = [
     _unknown_map_type,
     _import_error,
     _code_that_kills_its_process,
+    _database_missing,
     _database_down_at_start,
     _socket_where_a_file_is,
     _no_permission,

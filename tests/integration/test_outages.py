@@ -7,7 +7,6 @@ answer again, with no reload, when the server is back; and nothing lost.
 from __future__ import annotations
 
 import gc
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import pytest
 
 from prefork_socketmap.maps import network
 from prefork_socketmap.maps.base import Map
+from prefork_socketmap.settings import SettingError
 from prefork_socketmap.socketmap.messages import Reply, Status
 from tests.integration.servers import mariadb, postgresql, redis, slapd
 from tests.integration.servers.process import Server, free_port
@@ -221,12 +221,9 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_connecting_at_the_start_does_not_fail_without_a_server(
-    backend: Backend, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
+def test_connecting_at_the_start_needs_a_server(backend: Backend) -> None:
     backend.server.stop()
-    table = backend.open(connect="start")
-    assert "cannot connect" in caplog.text
+    with pytest.raises(SettingError, match=r"maps\.m\.hosts: cannot connect: "):
+        backend.open(connect="start")
     backend.server.start()
-    wait_until_it_answers(table)
+    wait_until_it_answers(backend.open(connect="start"))
