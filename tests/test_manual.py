@@ -155,6 +155,41 @@ def test_the_keys_of_a_type_are_documented_with_their_defaults(kind: str) -> Non
     assert [key for key, default in documented.items() if not is_default(declarations[key], default)] == []
 
 
+def displays(text: str) -> list[str]:
+    """Return the literal displays in *text*."""
+    return [
+        display.replace(r"\&", "")
+        for display in re.findall(r"^\.Bd -literal[^\n]*\n(.*?)^\.Ed$", text, flags=re.MULTILINE | re.DOTALL)
+    ]
+
+
+MAP_EXAMPLES = [example for text in SECTIONS.values() for example in displays(text) if "[maps." in example]
+
+
+@pytest.mark.parametrize("example", MAP_EXAMPLES)
+def test_an_example_of_a_map_is_accepted(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret").write_text("secret")
+    text = re.sub(r'^(\w+_file = )"/etc/prefork-socketmap/.*"', r'\1"secret"', example, flags=re.MULTILINE)
+    # Files of TLS that are not there; and a chain is shown without the maps that it names.
+    monkeypatch.setattr(TlsSettings, "tls_context", lambda _self: None)
+    tables = tomllib.loads(text)["maps"]
+    others = {name for table in tables.values() for name in table.get("maps", [])}
+    tables |= {name: {"type": "static", "entries": {}} for name in others}
+    assert registry.build(tables, tmp_path).keys() == tables.keys()
+
+
+RENAMED = {"server_host": "hosts"}
+
+
+@pytest.mark.parametrize("kind", ["mysql", "pgsql", "sqlite", "ldap"])
+def test_a_file_of_postfix_stands_beside_the_table_line_by_line(kind: str) -> None:
+    before, after = displays(SECTIONS[f"From {kind}_table(5)"])
+    parameters = [line.partition(" =")[0] for line in before.splitlines()]
+    keys_here = [line.partition(" =")[0] for line in after.splitlines()][2:]  # behind the table's name and the type
+    assert keys_here[: len(parameters)] == [RENAMED.get(name, name) for name in parameters]
+    assert set(keys_here[len(parameters) :]) <= {"search", "recipient_delimiter", "propagate_extension"}
+
+
 # The commands.
 
 

@@ -182,6 +182,15 @@ def test_a_directory_where_others_may_write_is_refused(make: Make, text: Path) -
         make()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_directory_that_another_user_has_made_first_is_refused(make: Make, text: Path) -> None:
+    directory = text.parent / "index"
+    directory.mkdir(mode=0o700)
+    shutil.chown(directory, "nobody")
+    with pytest.raises(SettingError, match=r"maps\.m\.index_dir: .*must be a directory of user 0"):
+        make()
+
+
 def test_a_directory_that_is_a_link_is_refused(make: Make, text: Path) -> None:
     (text.parent / "elsewhere").mkdir(mode=0o700)
     (text.parent / "index").symlink_to("elsewhere")
