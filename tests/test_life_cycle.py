@@ -399,6 +399,8 @@ def test_hup_replaces_the_workers_and_what_they_opened(serve: Serve, endpoint: s
         assert len(starts.times) == 4
         assert parked.ask(b"ok key") == b"OK ok"
         assert fresh.ask(b"ok key") == b"OK ok"
+    with site.connect() as newcomer:  # at the same port, though the kernel chose it
+        assert newcomer.ask(b"ok key") == b"OK ok"
 
 
 def test_hup_lets_a_lookup_under_way_finish(serve: Serve, endpoint: str, gate: Gate) -> None:
