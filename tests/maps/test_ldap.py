@@ -86,12 +86,28 @@ def test_a_key_cannot_change_the_filter(make: Make, query_filter: str, key: str)
 
 
 @pytest.mark.parametrize(
-    "key", [f"secret,{SUFFIX}", "secret+sn=x", "x,cn=secret", "#04017a", '"', " ", "a;b", "<>", "\\", "x\\2c"]
+    "key",
+    [
+        "hidden,cn=secret",
+        f"secret,{SUFFIX}",
+        "secret+sn=x",
+        "x,cn=secret",
+        "#04017a",
+        '"',
+        " ",
+        "a;b",
+        "<>",
+        "\\",
+        "x\\2c",
+    ],
 )
-def test_a_key_cannot_change_the_base(make: Make, key: str) -> None:
+def test_a_key_cannot_change_the_base(make: Make, slapd: Slapd, key: str) -> None:
+    slapd.add("cn=hidden,cn=secret", objectClass=PERSON, sn="x", ou="hidden")
+    slapd.add("cn=a\\2cb", objectClass=PERSON, sn="x", ou="comma")
     table = make(search_base=f"cn=%u,{SUFFIX}", scope="base", query_filter="(objectClass=*)")
     assert table.lookup(key) == Reply.not_found()
     assert table.lookup("secret@anywhere") == Reply.ok("secret@example.net")
+    assert table.lookup("a,b") == Reply.ok("comma")
 
 
 def test_a_base_that_is_not_there_is_an_error_unless_it_is_made_of_the_key(make: Make) -> None:

@@ -149,10 +149,13 @@ def test_a_connection_that_was_cut_is_replaced_within_the_lookup(make: Make, mar
     assert table.lookup("secret") == Reply.ok("secret")
 
 
-def test_a_statement_that_takes_too_long_is_a_temporary_failure(make: Make) -> None:
+def test_a_statement_that_takes_too_long_is_a_temporary_failure_and_not_tried_again(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     table = make("SELECT SLEEP(IF('%s' = 'long', 60, 0))", timeout=0.5)
     assert table.lookup("short") == Reply.ok("0")
     assert table.lookup("long") == Reply.temp_fail("map m: the backend is not available")
+    assert "no answer within 0.5 s" in caplog.text
 
 
 def test_a_unix_socket_is_a_host_and_needs_no_tls(make: Make, mariadb: Mariadb) -> None:
