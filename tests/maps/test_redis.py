@@ -161,6 +161,25 @@ def test_a_cluster_is_entered_by_any_of_its_nodes(open_map: OpenMap, redis_clust
     assert table.lookup("key") == Reply.ok("value")
 
 
+def test_a_node_of_a_cluster_that_was_down_is_asked_again_when_it_is_back(
+    open_map: OpenMap, redis_cluster: Cluster
+) -> None:
+    keys = [f"user{number}@example.com" for number in range(20)]
+    for key in keys:
+        redis_cluster.client().set(key, "found")
+    first, _, last = redis_cluster.nodes
+    table = open_map("redis", hosts=[f"127.0.0.1:{first.port}"], cluster=True, query="GET %s", timeout=1)
+
+    def statuses() -> set[Status]:
+        return {table.lookup(key).status for key in keys}
+
+    assert statuses() == {Status.OK}
+    last.stop()
+    assert Status.TEMP in statuses()
+    last.start()
+    eventually(lambda: statuses() == {Status.OK}, within=60)
+
+
 @pytest.mark.parametrize(
     ("table", "error"),
     [
