@@ -8,10 +8,16 @@ import sys
 
 from prefork_socketmap.daemon import configfile
 from prefork_socketmap.daemon.configfile import Settings
+from prefork_socketmap.prefork.takeover import TakeoverError, refuse_another_layout
 
 
 def check(arguments: argparse.Namespace) -> int:
     """Check the config file and open its maps; print what is wrong and return the exit code."""
+    try:
+        refuse_another_layout()
+    except TakeoverError as error:
+        print(f"prefork-socketmap: {error}", file=sys.stderr)
+        return os.EX_UNAVAILABLE
     settings = configfile.load(arguments.config)
     sys.stdout.flush()
     child = os.fork()

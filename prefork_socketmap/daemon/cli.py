@@ -102,6 +102,7 @@ def _add_check(commands: argparse._SubParsersAction[Parser]) -> None:
 def _add_control(commands: argparse._SubParsersAction[Parser]) -> None:
     for name, what in {
         "reload": "make the running server read its config file again, and wait until it has",
+        "upgrade": "make the running server run the program that is installed by now, and wait until it does",
         "stop": "let the running server finish its lookups and stop, and wait until it is gone",
         "status": "tell whether the server runs; exit 0: it does, 1: it died, 3: it does not",
     }.items():

@@ -1,4 +1,4 @@
-"""The commands ``reload``, ``stop`` and ``status``: they find the running server, signal it, and wait.
+"""The commands ``reload``, ``upgrade``, ``stop`` and ``status``: they find the running server, signal it, and wait.
 
 Whom to signal is told by the lock on the pid file, and the signal is sent through a descriptor of that very process
 (pidfd_open(2)): no other process ever gets it, however stale a file is.
@@ -73,17 +73,26 @@ def _running(places: Places) -> Iterator[Server | None]:
 
 def reload(arguments: argparse.Namespace) -> int:
     """Make the server read its config file again; wait for the outcome and return the exit code."""
+    return _renew(arguments, signal.SIGHUP, "reload")
+
+
+def upgrade(arguments: argparse.Namespace) -> int:
+    """Make the server run the program that is installed by now; wait for the outcome and return the exit code."""
+    return _renew(arguments, signal.SIGUSR2, "upgrade")
+
+
+def _renew(arguments: argparse.Namespace, number: signal.Signals, what: str) -> int:
     places = configfile.load_places(arguments.config).with_pid_file(arguments.pid_file)
     with _running(places) as server:
         if not server:
             return _complain("not running", NOT_RUNNING_FOR_AN_ACTION)
         sent = time.monotonic()
-        server.send(signal.SIGHUP)
+        server.send(number)
         outcome = _await_reload(server, places.state_file, sent)
     if outcome is None:
-        return _complain("the outcome of the reload is not known; see the log", FAILED)
+        return _complain(f"the outcome of the {what} is not known; see the log", FAILED)
     if outcome.problem:
-        return _complain(f"reload refused, the server goes on as it was: {outcome.problem}", FAILED)
+        return _complain(f"{what} refused, the server goes on as it was: {outcome.problem}", FAILED)
     return os.EX_OK
 
 

@@ -29,14 +29,24 @@ class AlreadyRunningError(Exception):
 class PidFile:
     """The pid file of this process, locked and written."""
 
-    def __init__(self, path: Path) -> None:
-        """Lock *path* and write our pid. Raises AlreadyRunningError, or OSError if it cannot be written."""
+    def __init__(self, path: Path, held: int | None = None) -> None:
+        """Lock *path* and write our pid. Raises AlreadyRunningError, or OSError if it cannot be written.
+
+        *held* is a descriptor that holds the lock already: of the program that was in this process before.
+        """
         self.path = path
-        self._descriptor = _lock(path)
+        if held is not None and _is_at(path, held):
+            self._descriptor = held
+        else:
+            self._descriptor = _lock(path)
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, b"%d\n" % os.getpid(), 0)
         # A child has no share in a lock of this kind (lockf(3)); it shall not have a way to write the file, either.
         os.register_at_fork(after_in_child=self._close)
+
+    def fileno(self) -> int:
+        """Return the descriptor that holds the lock."""
+        return self._descriptor
 
     def remove(self) -> None:
         """Remove the file, and then give up the lock."""

@@ -23,9 +23,13 @@ from prefork_socketmap.daemon.state import StateFile
 from prefork_socketmap.daemon.worker import plan
 from prefork_socketmap.prefork.generation import Plan
 from prefork_socketmap.prefork.master import Master, Observer, StartError
+from prefork_socketmap.prefork.takeover import State, Upgrade
 from prefork_socketmap.settings import SettingError
 
 logger = logging.getLogger("prefork_socketmap.master")
+
+
+_PID_FILE = "pid_file"
 
 
 class Launch(Protocol):
@@ -58,6 +62,15 @@ class Source:
     verbose: bool
     detached: bool
 
+    def command(self, name: str) -> list[str]:
+        """Return the command line that runs *name* with the program that is installed by then."""
+        command = [sys.executable, "-m", "prefork_socketmap", name, "-c", str(self.path)]
+        if name == "serve":
+            command += ["--pid-file", str(self.pid_file)] if self.pid_file else []
+            command += ["--verbose"] if self.verbose else []
+            command += ["--daemon"] if self.detached else []
+        return command
+
     def load(self) -> Settings:
         """Read the file. Raises SettingError."""
         settings = configfile.load(self.path)
@@ -79,24 +92,27 @@ def serve(arguments: argparse.Namespace) -> int:
     )
     settings = source.load()
     inherited = activation.inherited_sockets()
-    run = functools.partial(_run, source, settings, inherited)
-    if not arguments.daemon:
+    state = State.from_environment()
+    run = functools.partial(_run, source, settings, inherited, state)
+    if not arguments.daemon or state:  # the program before us was in the background, and so are we
         return run(Foreground())
     from prefork_socketmap.daemon.detach import in_background
 
     return in_background(run, [sock.fileno() for sock in inherited])
 
 
-def _run(source: Source, settings: Settings, inherited: Sequence[socket], launch: Launch) -> int:
+def _run(source: Source, settings: Settings, inherited: Sequence[socket], state: State | None, launch: Launch) -> int:
     log.set_up("master", settings.log)
     try:
-        with _claimed(settings.places) as state:
+        with _claimed(settings.places, state) as claim:
             _warn_about_root(settings)
             master = Master(
                 plan(settings),
                 load=functools.partial(_reload, source),
-                observer=Observers([*state, ServiceManager(), Launched(launch)]),
+                observer=Observers([*claim.state_files, ServiceManager(), Launched(launch)]),
                 inherited=inherited,
+                upgrade=Upgrade(source.command("check"), source.command("serve"), claim.descriptors),
+                state=state,
             )
             master.run()
     except SettingError as error:
@@ -121,25 +137,33 @@ def _fail(launch: Launch, code: int, reason: str) -> int:
     return code
 
 
+@dataclass(frozen=True)
+class Claim:
+    """What shows that this server runs, for as long as it does."""
+
+    state_files: Sequence[StateFile] = ()
+    descriptors: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
 @contextlib.contextmanager
-def _claimed(places: Places) -> Iterator[list[StateFile]]:
-    """Hold the pid file while the server runs; yield what keeps the state file.
+def _claimed(places: Places, state: State | None) -> Iterator[Claim]:
+    """Hold the pid file while the server runs, or go on holding it, with *state*.
 
     Raises AlreadyRunningError, or OSError when a place that somebody chose cannot be written. In the default places
     that is only a warning: whoever tries the server out from a checkout need not be root for it.
     """
     try:
         places.runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        pid_file = PidFile(places.pid_file)
-        state_file = StateFile(places.state_file)
+        pid_file = PidFile(places.pid_file, state.others.get(_PID_FILE) if state else None)
+        state_file = StateFile(places.state_file, resume=state is not None)
     except OSError as error:
         if not places.are_defaults:
             raise
         logger.warning("reload, stop and status will not find this server: %s; set runtime_dir", error)
-        yield []
+        yield Claim()
         return
     try:
-        yield [state_file]
+        yield Claim([state_file], {_PID_FILE: pid_file.fileno()})
     finally:
         state_file.remove()
         pid_file.remove()

@@ -51,9 +51,10 @@ def read(path: Path) -> State | None:
 class StateFile(Observer):
     """Keeps the file up to date while the master lives."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, resume: bool = False) -> None:
+        """*resume*: go on with the file of the program that was in this process before."""
         self._path = path
-        self._state = State()
+        self._state = (read(path) if resume else None) or State()
 
     def ready(self, generation: int) -> None:
         """Write the first state."""

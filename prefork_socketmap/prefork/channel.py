@@ -55,6 +55,16 @@ class Channel:
         receiver, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         return cls(receiver), cls(sender)
 
+    @classmethod
+    def resume(cls, fd: int) -> Channel:
+        """Go on with an end whose descriptor is *fd*."""
+        return cls(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd))
+
+    def not_blocking(self) -> Channel:
+        """Return this end, which from now on does not block."""
+        self.sock.setblocking(False)
+        return self
+
     def fileno(self) -> int:
         """Return the descriptor to wait on."""
         return self.sock.fileno()

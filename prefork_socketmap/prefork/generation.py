@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from setproctitle import setproctitle
 
@@ -58,6 +59,17 @@ class Generation:
         except OSError:
             self.abandon()
             raise
+
+    @classmethod
+    def resume(cls, number: int, plan: Plan, listeners: Sequence[Listener], inherited: Sequence[Listener]) -> Self:
+        """Go on with a generation of the program that was here before; *plan* is what it would be by now."""
+        generation = cls.__new__(cls)
+        generation.number = number
+        generation.plan = plan
+        generation._kept = [(listener, listener.wanted) for listener in listeners]
+        generation._opened = []
+        generation._inherited = inherited
+        return generation
 
     def _bind(self, address: Endpoint, existing: Sequence[Listener]) -> None:
         for listener in existing:

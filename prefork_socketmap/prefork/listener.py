@@ -17,8 +17,9 @@ import socket
 import stat
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Self
 
+from prefork_socketmap.prefork.takeover import ListenerState
 from prefork_socketmap.settings import SettingError, wrong
 
 DEFAULT_HOST = "127.0.0.1"
@@ -100,6 +101,15 @@ class Listener:
         self.wanted = wanted or self.endpoint
         # The file we made, if any: what we may remove. A socket that somebody handed to us stays theirs.
         self._file = _identity(self.endpoint.path) if created and self.endpoint.kind == "unix" else None
+
+    def state(self) -> ListenerState:
+        """Return what another program needs to go on with this listener."""
+        return ListenerState(self.sock.fileno(), str(self.wanted), self._created)
+
+    @classmethod
+    def resume(cls, state: ListenerState) -> Self:
+        """Go on with a listener of the program that was here before."""
+        return cls(socket.socket(fileno=state.fd), Endpoint.parse(state.wanted), created=state.created)
 
     def set_up(self, endpoint: Endpoint, backlog: int) -> None:
         """Apply what may change while the socket stays: the accept queue's length; mode, owner, group."""

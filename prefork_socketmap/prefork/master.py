@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-import os
 import resource
 import selectors
 import signal
@@ -22,20 +21,22 @@ from time import monotonic
 from setproctitle import getproctitle, setproctitle
 
 from prefork_socketmap.prefork import watchdog
-from prefork_socketmap.prefork.channel import Channel, Kind, Message
+from prefork_socketmap.prefork.channel import Kind, Message
 from prefork_socketmap.prefork.generation import Generation, Plan
 from prefork_socketmap.prefork.limits import Limits
 from prefork_socketmap.prefork.listener import Endpoint, Listener
-from prefork_socketmap.prefork.parking import Keeper, Lot
+from prefork_socketmap.prefork.parking import Keeper
 from prefork_socketmap.prefork.pool import Child, Pool
 from prefork_socketmap.prefork.scoreboard import Scoreboard
+from prefork_socketmap.prefork.shared import Shared
 from prefork_socketmap.prefork.signals import Signals
 from prefork_socketmap.prefork.staff import Staff
+from prefork_socketmap.prefork.takeover import Check, State, TakeoverError, Upgrade
 from prefork_socketmap.prefork.waiting import LONGEST_WAIT
 
 log = logging.getLogger("prefork_socketmap.master")
 
-_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGCHLD)
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
 _NEVER = float("inf")
 _POLL_CHILDREN = 0.1  # where no signal tells of their end
 _RESERVED_DESCRIPTORS = 128  # of the limit: for listeners, channels, logs, and what the embedding program has open
@@ -79,6 +80,8 @@ class Master:
     *load* returns the plan of the next generation when HUP arrives; whatever it raises refuses the reload (None: the
     same plan again, with new workers). *inherited* are listening sockets of somebody else, served beside the plan's.
     *lifeline*: a socket whose end, when whoever holds the other side of it is gone, stops the server gracefully.
+    *upgrade*: how to replace the program when USR2 arrives (None: it is not). *state* is what such a predecessor has
+    left: then its workers go on until one of this program's can serve.
     """
 
     def __init__(
@@ -89,18 +92,23 @@ class Master:
         observer: Observer | None = None,
         inherited: Sequence[socket.socket] = (),
         lifeline: socket.socket | None = None,
+        upgrade: Upgrade | None = None,
+        state: State | None = None,
     ) -> None:
         self._plan = plan
         self._load = load or (lambda: plan)
         self._observer = observer or Observer()
         self._inherited = [Listener(sock) for sock in inherited]
         self._lifeline = lifeline
+        self._upgrade = upgrade
+        self._check: Check | None = None
+        self._state = state
         self._current: Generation | None = None
         self._candidate: Generation | None = None
         self._reload_wanted = False
         self._stopping = False
         self._kill_at = _NEVER
-        self.board = Scoreboard()
+        self.board = Scoreboard.resume(state.board) if state else Scoreboard()
         self._signals = Signals()
 
     @property
@@ -118,15 +126,10 @@ class Master:
             self._signals.install(dict.fromkeys(_HANDLED))
         limit = _raise_descriptor_limit()
         self._room_to_park = limit - _RESERVED_DESCRIPTORS
-        self._inbox, workers_inbox = Channel.pair()
-        self._inbox.sock.setblocking(False)
-        # The pipe's other end closes with this process, however it ends: that is how workers learn of it.
-        ends_with_us, self._held = os.pipe()
-        self._lot = Lot(limit)
-        self._lot.watch_master(ends_with_us)
-        self._keeper = Keeper(self._lot)
-        self._pool = Pool(self.board, workers_inbox, self._lot, self._keeper, ends_with_us, self._leave_to_child)
-        self._staff = Staff(self.board, self._pool, self._lot)
+        self._shared = Shared.resume(self._state, self.board) if self._state else Shared.new(limit, self.board)
+        self._keeper = Keeper(self._shared.lot)
+        self._pool = Pool(self._shared, self._keeper, self._leave_to_child)
+        self._staff = Staff(self.board, self._pool, self._shared.lot)
         self._duties: dict[Duty, float] = dict.fromkeys(
             (
                 self._watch_jobs,
@@ -135,26 +138,28 @@ class Master:
                 self._staff.look,
                 self._expire_parked,
                 self._kill_stragglers,
+                self._finish_check,
                 self._observer.due,
             ),
             0.0,
         )
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
-        self._selector.register(self._inbox, selectors.EVENT_READ, self._on_messages)
+        self._selector.register(self._shared.inbox, selectors.EVENT_READ, self._on_messages)
         if self._lifeline:
             self._selector.register(self._lifeline, selectors.EVENT_READ, self._on_end_of_lifeline)
         title = getproctitle()
         self._plan.set_master_title()
         gc.freeze()  # workers share the pages of what exists now for as long as nobody's collector touches them
         try:
-            self._try_plan(self._plan)
+            if self._state:
+                self._resume(self._state)
+            else:
+                self._try_plan(self._plan)
             self._loop()
         finally:
             gc.unfreeze()
             self._close()
-            workers_inbox.close()
-            os.close(ends_with_us)
             setproctitle(title)
 
     def stop(self) -> None:
@@ -209,6 +214,7 @@ class Master:
         actions: dict[int, Callable[[], None]] = {
             signal.SIGCHLD: self._reap,
             signal.SIGHUP: self._begin_reload,
+            signal.SIGUSR2: self._begin_upgrade,
             signal.SIGTERM: self._begin_stop,
             signal.SIGINT: self._stop_at_once,
             signal.SIGQUIT: self._stop_at_once,
@@ -228,7 +234,7 @@ class Master:
             Kind.FETCH: self._on_fetch,
             Kind.GONE: self._on_gone,
         }
-        while message := self._inbox.receive():
+        while message := self._shared.inbox.receive():
             actions[message.kind](message)
 
     # Starting, and reloading.
@@ -302,7 +308,7 @@ class Master:
                 listener.close(unlink=True)
         log.info("reloaded: generation %d serves %s", candidate.number, ", ".join(map(str, self.endpoints)))
         self._tell(lambda: self._observer.reloaded(candidate.number, None))
-        self._reload_again()
+        self._go_on()
 
     def _refuse(self, reason: str, *, is_setting: bool = False) -> None:
         """The new generation cannot serve: leave everything as it was."""
@@ -316,12 +322,83 @@ class Master:
         log.error("reload refused, generation %d goes on: %s", self._current.number, reason)
         number = self._current.number
         self._tell(lambda: self._observer.reloaded(number, reason))
-        self._reload_again()
+        self._go_on()
 
-    def _reload_again(self) -> None:
+    def _go_on(self) -> None:
+        """Do what had to wait for the end of a reload."""
+        self._make_due(self._finish_check)
         if self._reload_wanted:
             self._reload_wanted = False
             self._begin_reload()
+
+    # Replacing the program.
+
+    def _begin_upgrade(self) -> None:
+        if self._stopping or self._check:
+            return
+        if not self._upgrade:
+            log.warning("USR2 ignored: this program cannot be replaced while it runs")
+            return
+        log.info("checking the new program")
+        self._tell(self._observer.reloading)
+        try:
+            self._check = self._upgrade.begin()
+        except OSError as error:
+            self._refuse(f"the new program cannot be run: {error}")
+            return
+        self._make_due(self._finish_check)
+
+    def _finish_check(self, _now: float) -> float:
+        """Replace the program, if its check is over and went well. Return when the check has to be over."""
+        if not self._check or self._candidate:
+            return _NEVER
+        if not self._check.is_over():
+            return self._check.deadline
+        problem = self._check.problem()
+        self._check = None
+        if not self._stopping:
+            self._refuse(problem) if problem else self._execute()
+        return _NEVER
+
+    def _execute(self) -> None:
+        assert self._upgrade  # noqa: S101 - for the type checker: it was checked
+        log.info("replacing the program")
+        try:
+            self._save().execute(self._upgrade.execute)
+        except (OSError, TakeoverError) as error:
+            self._refuse(f"the program cannot be replaced: {error}")
+
+    def _save(self) -> State:
+        """Return all that the next program needs to go on."""
+        assert self._current  # noqa: S101 - for the type checker: it serves
+        listeners = self._current.listeners
+        return State(
+            generation=self._current.number,
+            listeners=[each.state() for each in listeners],
+            inherited=[each.sock.fileno() for each in self._inherited],
+            children=self._pool.state(),
+            parked=self._keeper.state(),
+            inbox=(self._shared.inbox.fileno(), self._shared.workers_inbox.fileno()),
+            lifeline=(self._shared.lifeline, self._shared.held),
+            lot=self._shared.lot.state(),
+            board=self.board.fileno(),
+            others=self._upgrade.others if self._upgrade else {},
+        )
+
+    def _resume(self, state: State) -> None:
+        """Go on where the program before this one has left off, and replace its workers."""
+        state.take_descriptors()
+        listeners = [Listener.resume(each) for each in state.listeners]
+        self._inherited = [each for each in listeners if each.sock.fileno() in state.inherited]
+        self._current = Generation.resume(state.generation, self._plan, listeners, self._inherited)
+        self._keeper.resume(state.parked, [each.sock for each in listeners])
+        self._pool.resume(state.children, self._current)
+        self._staff.generation = self._current
+        self._reap()
+        try:
+            self._try_plan(self._plan)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the old workers go on
+            self._refuse(str(error))
 
     # The workers.
 
@@ -333,7 +410,7 @@ class Master:
 
     def _reap(self) -> None:
         self._on_messages()  # the last words of those that have ended
-        for child, status in self._pool.reap():
+        for child, status in self._pool.reap(spare=self._check.pid if self._check else 0):
             self._keeper.lose_worker(child.row.slot)
             if status == 0 or child.killed or self._stopping:
                 continue
@@ -344,7 +421,7 @@ class Master:
                 self._on_failure(child, f"worker {child.pid} {ending} before it was ready")
         if self._candidate and not self._stopping and not self._pool.of(self._candidate):
             self._refuse("the new worker did not become ready")
-        self._make_all_due()
+        self._make_all_due()  # the check of a new program is a child, too
         # One that was called to the front may have ended on its way there.
         self._make_due(self._staff.look, self._staff.hear_of_empty_front())
 
@@ -367,7 +444,7 @@ class Master:
                 child.answers.send(Kind.FETCHED, number=message.number, connection=self._keeper.get(message.number))
 
     def _on_gone(self, message: Message) -> None:
-        if self._lot.serial(message.number) == message.serial:
+        if self._shared.lot.serial(message.number) == message.serial:
             self._keeper.close(message.number)
             self.board.in_lot = len(self._keeper)
 
@@ -419,9 +496,7 @@ class Master:
         for child in self._pool.children.values():
             child.wait()
         self._keeper.close_all()
-        self._lot.close()
-        self._inbox.close()
-        os.close(self._held)
+        self._shared.close()
         self._selector.close()
         self._signals.close()
 
@@ -429,8 +504,7 @@ class Master:
         """In a new worker: close what is the master's alone."""
         self._signals.close()
         self._selector.close()
-        self._inbox.close()
-        os.close(self._held)
+        self._shared.leave_to_child()
 
     def _tell(self, event: Callable[[], None]) -> None:
         """Tell the observer. What goes wrong there is no reason to stop serving."""

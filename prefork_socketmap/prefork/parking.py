@@ -20,19 +20,23 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import mmap
+import os
 import select
 import selectors
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from time import monotonic
+from typing import Self
 
+from prefork_socketmap.prefork import memory
 from prefork_socketmap.prefork.abort import abort
 from prefork_socketmap.prefork.scoreboard import Row
+from prefork_socketmap.prefork.takeover import LotState, TakeoverError
 
 # The master's and the workers' other descriptors are below; a quarter of a small limit has to do for them.
 _FIRST_NUMBER = 1024
 _NOBODY = 0
+_CELLS, _CELL = 3, 8  # columns of the table, bytes in a cell
 
 
 class Lot:
@@ -44,16 +48,39 @@ class Lot:
 
     def __init__(self, limit: int, *, parking: bool | None = None) -> None:
         """*parking*: whether connections can stand here; by default where there is epoll."""
-        self.first_number = min(_FIRST_NUMBER, limit // 4)
-        self.size = min(limit, 1 << 20) - self.first_number
         self.can_park = hasattr(select, "epoll") if parking is None else parking
-        self._set: _SharedSet | _OwnSet = _SharedSet() if self.can_park else _OwnSet()
-        self._reserve = _Bell() if self.can_park else None
-        memory = mmap.mmap(-1, 3 * 8 * self.size)
-        view = memoryview(memory)
-        self._serials = view[: 8 * self.size].cast("Q")
-        self._holders = view[8 * self.size : 16 * self.size].cast("Q")
-        self._since = view[16 * self.size :].cast("d")
+        self._set: _SharedSet | _OwnSet = _SharedSet.new() if self.can_park else _OwnSet()
+        self._reserve = _Bell.new() if self.can_park else None
+        self.first_number = min(_FIRST_NUMBER, limit // 4)
+        self._map_table(memory.create("lot", _CELLS * _CELL * (min(limit, 1 << 20) - self.first_number)))
+
+    def _map_table(self, fd: int) -> None:
+        self._table = fd
+        view = memory.view(fd)
+        column = len(view) // _CELLS
+        self.size = column // _CELL
+        self._serials = view[:column].cast("Q")
+        self._holders = view[column : 2 * column].cast("Q")
+        self._since = view[2 * column :].cast("d")
+
+    def state(self) -> LotState:
+        """Return what another program needs to go on with this lot. Raises TakeoverError where that is impossible."""
+        if not self._reserve:
+            raise TakeoverError("without epoll the program cannot be replaced: restart it")
+        return LotState(
+            self.first_number, self._set.fileno(), self._reserve.fileno(), self._reserve.clapper, self._table
+        )
+
+    @classmethod
+    def resume(cls, state: LotState) -> Self:
+        """Go on with the lot of the program that was here before."""
+        lot = cls.__new__(cls)
+        lot.can_park = True
+        lot.first_number = state.first_number
+        lot._set = _SharedSet(select.epoll.fromfd(state.set))
+        lot._reserve = _Bell(select.epoll.fromfd(state.bell), state.clapper)
+        lot._map_table(state.table)
+        return lot
 
     def is_connection(self, number: int) -> bool:
         """Whether *number* belongs to a connection; otherwise it is that of a listener, or of the lifeline."""
@@ -140,7 +167,8 @@ class Lot:
         return bool(poll.poll(0))
 
     def close(self) -> None:
-        """Close this process's descriptors of the sets."""
+        """Close this process's descriptors."""
+        os.close(self._table)
         self._set.close()
         if self._reserve:
             self._reserve.close()
@@ -177,16 +205,20 @@ class Keeper:
         if len(self._sockets) >= min(limit, self._lot.size - 1):
             self._close_oldest()
         number = fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, self._lot.first_number)
-        kept = socket.socket(sock.family, sock.type, sock.proto, number)
+        self._sockets[number] = socket.socket(sock.family, sock.type, sock.proto, number)
         sock.close()
-        self.adopt(kept)
-
-    def adopt(self, sock: socket.socket) -> None:
-        """Take in a connection that has its number already."""
-        number = sock.fileno()
-        self._sockets[number] = sock
         self._lot.new_serial(number)
         self._lot.add(number)
+
+    def state(self) -> list[tuple[int, int]]:
+        """Return the number and the address family of each connection."""
+        return [(number, int(sock.family)) for number, sock in self._sockets.items()]
+
+    def resume(self, connections: Iterable[tuple[int, int]], listeners: Iterable[socket.socket]) -> None:
+        """Go on with what the program that was here before has put into the lot."""
+        self._listeners = [sock.fileno() for sock in listeners]
+        for number, family in connections:
+            self._sockets[number] = socket.socket(family, socket.SOCK_STREAM, 0, number)
 
     def get(self, number: int) -> socket.socket | None:
         """Return the connection with *number*, if there is one."""
@@ -256,8 +288,12 @@ class Keeper:
 class _SharedSet:
     """An epoll set that survives the fork, shared: an event goes to one of the processes that wait."""
 
-    def __init__(self) -> None:
-        self._epoll = select.epoll()
+    def __init__(self, epoll: select.epoll) -> None:
+        self._epoll = epoll
+
+    @classmethod
+    def new(cls) -> Self:
+        return cls(select.epoll())
 
     def wait(self, timeout: float = -1) -> int | None:
         events = self._epoll.poll(timeout, 1)
@@ -282,19 +318,25 @@ class _SharedSet:
 class _Bell(_SharedSet):
     """A shared set that wakes one waiting process each time somebody rings."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        # One end of a pair whose other end is closed is always readable: to arm it again is to ring once.
-        self._clapper, other = socket.socketpair()
-        other.close()
-        self._epoll.register(self._clapper, 0)
+    def __init__(self, epoll: select.epoll, clapper: int) -> None:
+        super().__init__(epoll)
+        self.clapper = clapper
+
+    @classmethod
+    def new(cls) -> Self:
+        # A pipe whose writing end is closed is always readable: to arm it again is to ring once.
+        clapper, writer = os.pipe()
+        os.close(writer)
+        bell = cls(select.epoll(), clapper)
+        bell._epoll.register(clapper, 0)
+        return bell
 
     def ring(self) -> None:
-        self.arm(self._clapper.fileno())
+        self.arm(self.clapper)
 
     def close(self) -> None:
         super().close()
-        self._clapper.close()
+        os.close(self.clapper)
 
 
 class _OwnSet:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from time import monotonic
 
 from prefork_socketmap.prefork.channel import Channel
 from prefork_socketmap.prefork.generation import Generation
-from prefork_socketmap.prefork.parking import Keeper, Lot
-from prefork_socketmap.prefork.scoreboard import Row, Scoreboard, State
+from prefork_socketmap.prefork.parking import Keeper
+from prefork_socketmap.prefork.scoreboard import Row, State
+from prefork_socketmap.prefork.shared import Shared
+from prefork_socketmap.prefork.takeover import ChildState
 from prefork_socketmap.prefork.worker import LEAVE, Surroundings, flush_output, leave_process, live
 
 
@@ -65,26 +67,27 @@ class Child:
 class Pool:
     """All workers, by their process id."""
 
-    def __init__(
-        self,
-        board: Scoreboard,
-        inbox: Channel,
-        lot: Lot,
-        keeper: Keeper,
-        lifeline: int,
-        in_child: Callable[[], None],
-    ) -> None:
-        """*inbox* is the workers' end, *lifeline* a descriptor that ends with the master.
-
-        *in_child* closes, in a new worker, what is the master's alone.
-        """
+    def __init__(self, shared: Shared, keeper: Keeper, in_child: Callable[[], None]) -> None:
+        """*in_child* closes, in a new worker, what is the master's alone."""
         self.children: dict[int, Child] = {}
-        self._board = board
-        self._inbox = inbox
-        self._lot = lot
+        self._shared = shared
         self._keeper = keeper
-        self._lifeline = lifeline
         self._in_child = in_child
+
+    def state(self) -> list[ChildState]:
+        """Return what another program needs to go on with these workers."""
+        return [
+            ChildState(child.pid, child.row.slot, child.answers.fileno(), child.born, child.ready, child.leaving)
+            for child in self.children.values()
+        ]
+
+    def resume(self, states: Iterable[ChildState], generation: Generation) -> None:
+        """Go on with workers of the program that was here before, as workers of *generation*."""
+        for state in states:
+            row = Row(self._shared.board, state.slot)
+            child = Child(state.pid, row, generation, Channel.resume(state.answers), state.born)
+            child.ready, child.leaving = state.ready, state.leaving
+            self.children[child.pid] = child
 
     def of(self, generation: Generation | None) -> list[Child]:
         """Return the workers of *generation* that have not been told to leave."""
@@ -92,7 +95,7 @@ class Pool:
 
     def fork(self, generation: Generation) -> Child:
         """Start a worker. Raises OSError when the system does not let us."""
-        row = self._board.claim(generation.number)
+        row = self._shared.board.claim(generation.number)
         answers, to_worker = Channel.pair()
         flush_output()
         # A signal that arrives between the fork and the child's own handlers must meet neither the master's nor none.
@@ -125,12 +128,12 @@ class Pool:
                 title=plan.title,
                 generation=generation.number,
                 listeners=generation.listeners,
-                lot=self._lot,
-                lifeline=self._lifeline,
-                inbox=self._inbox,
+                lot=self._shared.lot,
+                lifeline=self._shared.lifeline,
+                inbox=self._shared.workers_inbox,
                 answers=answers,
                 parked=self._keeper.inheritance(),
-                board=self._board,
+                board=self._shared.board,
                 row=row,
                 limits=plan.limits,
                 start=plan.start,
@@ -140,8 +143,11 @@ class Pool:
         finally:
             leave_process(status)
 
-    def reap(self) -> list[tuple[Child, int]]:
-        """Return the workers that have ended, with their exit statuses (negative: the signal that killed them)."""
+    def reap(self, *, spare: int = 0) -> list[tuple[Child, int]]:
+        """Return the workers that have ended, with their exit statuses (negative: the signal that killed them).
+
+        *spare* is the pid of a child that is no worker.
+        """
         # Not waitpid(-1): in the library the process may have other children, which are none of our business.
         ended = []
         for child in list(self.children.values()):
@@ -158,7 +164,7 @@ class Pool:
                 child.answers.close()
                 ended.append((child, os.waitstatus_to_exitcode(status)))
         if os.getpid() == 1:
-            _reap_strangers(set(self.children))
+            _reap_strangers({*self.children, spare})
         return ended
 
     def kill(self) -> None:

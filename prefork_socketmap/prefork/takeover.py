@@ -1,0 +1,191 @@
+"""Taking over: how the master's state passes from one program to the next, in the same process.
+
+An upgrade executes the new program in the master's place. The process stays what it was: its pid, its children, its
+open files. What the new program needs to know of them is written to a file without a name, whose descriptor it finds
+in its environment; every descriptor that the state names is left open across execve(2).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from time import monotonic
+from typing import Any, NoReturn, Self
+
+log = logging.getLogger("prefork_socketmap.master")
+
+LAYOUT = "1"
+"""Of the state and of the shared memory. A program takes over only from one with the same."""
+
+_STATE = "PREFORK_SOCKETMAP_STATE"
+_LAYOUT = "PREFORK_SOCKETMAP_LAYOUT"
+_CHECK_LIMIT = 60.0
+
+
+class TakeoverError(Exception):
+    """The program cannot be replaced; the text says why. The old one goes on."""
+
+
+@dataclass(frozen=True)
+class ListenerState:
+    """A listener: its descriptor, the endpoint that was asked for, whether we made it."""
+
+    fd: int
+    wanted: str
+    created: bool
+
+
+@dataclass(frozen=True)
+class ChildState:
+    """A worker: its process, its slot on the scoreboard, the descriptor of the channel to it."""
+
+    pid: int
+    slot: int
+    answers: int
+    born: float
+    ready: bool
+    leaving: bool
+
+
+@dataclass(frozen=True)
+class LotState:
+    """The lot: the first number of a connection, and the descriptors of its epoll sets, its bell, its table."""
+
+    first_number: int
+    set: int
+    bell: int
+    clapper: int
+    table: int
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a running master is, apart from its plan. Numbers are descriptors, where they are not counts."""
+
+    generation: int
+    listeners: list[ListenerState]
+    inherited: list[int]
+    children: list[ChildState]
+    parked: list[tuple[int, int]]  # number and address family
+    inbox: tuple[int, int]
+    lifeline: tuple[int, int]
+    lot: LotState
+    board: int
+    others: dict[str, int] = field(default_factory=dict)
+    """Descriptors of the embedding program, by names of its own."""
+
+    @classmethod
+    def from_environment(cls) -> Self | None:
+        """Return the state that the program before this one has left, None when this one was simply started."""
+        fd = os.environ.pop(_STATE, None)
+        if fd is None:
+            return None
+        with open(int(fd), encoding="ascii") as file:  # noqa: PTH123 - a descriptor
+            document: dict[str, Any] = json.load(file)
+        document["listeners"] = [ListenerState(**each) for each in document["listeners"]]
+        document["lot"] = LotState(**document["lot"])
+        document["children"] = [ChildState(**each) for each in document["children"]]
+        return cls(**document)
+
+    def execute(self, command: Sequence[str]) -> NoReturn:
+        """Run *command* in this process's place. Raises OSError, when nothing has happened."""
+        fds = self._descriptors()
+        file = os.memfd_create("state", 0)
+        os.write(file, json.dumps(asdict(self)).encode("ascii"))
+        os.lseek(file, 0, os.SEEK_SET)
+        # What arrives from now on waits until the new program has handlers: by default it would be killed.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            for fd in fds:
+                os.set_inheritable(fd, True)
+            os.environ[_STATE] = str(file)
+            os.execv(command[0], list(command))  # noqa: S606 - our own command
+        finally:
+            del os.environ[_STATE]
+            os.close(file)
+            for fd in fds:
+                os.set_inheritable(fd, False)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def take_descriptors(self) -> None:
+        """Keep the descriptors from what this process executes: it may be an upgrade again, or a map's helper."""
+        for fd in self._descriptors():
+            os.set_inheritable(fd, False)
+
+    def _descriptors(self) -> list[int]:
+        return [
+            *(listener.fd for listener in self.listeners),
+            *self.inherited,
+            *(child.answers for child in self.children),
+            *(number for number, _ in self.parked),
+            *self.inbox,
+            *self.lifeline,
+            self.lot.set,
+            self.lot.bell,
+            self.lot.clapper,
+            self.lot.table,
+            self.board,
+            *self.others.values(),
+        ]
+
+
+@dataclass
+class Upgrade:
+    """How to replace the program: *check* is a command that succeeds if the new one will start, *execute* starts it.
+
+    *others* tells the descriptors that the embedding program wants to keep, by names of its own.
+    """
+
+    check: Sequence[str]
+    execute: Sequence[str]
+    others: dict[str, int] = field(default_factory=dict)
+
+    def begin(self) -> Check:
+        """Start the check. Raises OSError."""
+        return Check(self.check)
+
+
+class Check:
+    """A running check of the new program."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the check
+        self._process = subprocess.Popen(  # noqa: S603 - our own command
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, _LAYOUT: LAYOUT},
+        )
+        self.pid = self._process.pid
+        self.deadline = monotonic() + _CHECK_LIMIT
+
+    def is_over(self) -> bool:
+        """Return whether it has ended; a check that takes too long is ended."""
+        if self._process.poll() is None and monotonic() >= self.deadline:
+            self._process.kill()
+            self._process.wait()
+        return self._process.returncode is not None
+
+    def problem(self) -> str | None:
+        """Return why the new program would not start, None if it would. To be called once, when it is over."""
+        self._output.seek(0)
+        lines = self._output.read().decode("utf-8", "replace").strip().splitlines()
+        self._output.close()
+        if self._process.returncode == 0:
+            return None
+        reason = lines[-1] if lines else f"its check ended with status {self._process.returncode}"
+        return reason.removeprefix("prefork-socketmap: ")
+
+
+def refuse_another_layout() -> None:
+    """In a check: raise TakeoverError when the master that asks has another layout than this program."""
+    running = os.environ.get(_LAYOUT, LAYOUT)
+    if running != LAYOUT:
+        raise TakeoverError(f"this program cannot take over from the running one (layout {running}): restart it")
