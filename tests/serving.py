@@ -263,6 +263,15 @@ def serving(endpoint: str) -> Client:
     return eventually(connect, DEADLINE)
 
 
+def end_of_newcomer(endpoint: str) -> End:
+    """Connect to *endpoint*, say nothing, and return how the server ends that."""
+    try:
+        with Client(endpoint) as client:
+            return client.end()
+    except ConnectionResetError:  # before connect() has returned
+        return End.RESET
+
+
 # Processes, as /proc shows them.
 
 

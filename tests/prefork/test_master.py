@@ -20,7 +20,7 @@ from prefork_socketmap.prefork.listener import Endpoint
 from prefork_socketmap.prefork.master import Master, Observer
 from prefork_socketmap.service import Service
 from prefork_socketmap.settings import SettingError
-from tests.serving import DEADLINE, Client, End, Fork, exit_code, kill, serving, title
+from tests.serving import DEADLINE, Client, End, Fork, end_of_newcomer, exit_code, kill, serving, title
 from tests.waiting import eventually
 
 Event = tuple[str, object, object]
@@ -275,8 +275,7 @@ def test_a_client_whose_address_is_not_allowed_is_refused_by_reset(run: Run, uni
         inet = Endpoint("inet", "127.0.0.1", probe.getsockname()[1])
     run(plan("first", inet, unix("a"), allow=lambda address: address == "127.0.0.2"))
     for _ in range(3):
-        with Client(str(inet)) as client:
-            assert client.end() is End.RESET
+        assert end_of_newcomer(str(inet)) is End.RESET
     assert asked(unix("a")) == b"OK first"  # it has no address; its file's mode says who may connect
     with socket.create_connection((inet.host, inet.port), DEADLINE, source_address=("127.0.0.2", 0)) as allowed:
         allowed.sendall(b"8:plan key,")

@@ -14,7 +14,19 @@ from pathlib import Path
 import pytest
 
 from prefork_socketmap import Config
-from tests.serving import DEADLINE, End, Gate, Serve, Site, await_end, descriptors, is_alive, kill, title
+from tests.serving import (
+    DEADLINE,
+    End,
+    Gate,
+    Serve,
+    Site,
+    await_end,
+    descriptors,
+    end_of_newcomer,
+    is_alive,
+    kill,
+    title,
+)
 from tests.waiting import eventually
 
 
@@ -207,8 +219,7 @@ def test_a_connection_beyond_max_connections_is_closed_at_once(serve: Serve, end
     for client in clients:
         assert client.ask(b"ok key") == b"OK ok"
     for _ in range(2):
-        with site.connect() as refused:
-            assert refused.end() is (End.RESET if endpoint.startswith("inet:") else End.ORDERLY)
+        assert end_of_newcomer(site.endpoint) is (End.RESET if endpoint.startswith("inet:") else End.ORDERLY)
     for client in clients:
         assert client.ask(b"ok key") == b"OK ok"
 
@@ -223,12 +234,11 @@ def test_there_is_room_again_when_a_client_has_left(serve: Serve, endpoint: str)
             client.close()
 
         def is_served() -> bool:
-            with site.connect() as client:
-                client.request(b"ok key")
-                try:
-                    return client.reply() == b"OK ok"
-                except (ConnectionError, AssertionError):
-                    return False
+            try:
+                with site.connect() as client:
+                    return client.ask(b"ok key") == b"OK ok"
+            except (ConnectionError, AssertionError):
+                return False
 
         eventually(is_served, DEADLINE)
         eventually(lambda: all(title(pid).endswith("idle") for pid in site.workers), DEADLINE)
