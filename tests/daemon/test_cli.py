@@ -12,7 +12,7 @@ import pytest
 from prefork_socketmap.daemon import cli
 from tests.daemon.installation import COMMAND, TIMEOUT
 
-COMMANDS = ["serve", "check", "reload", "stop", "status", "query"]
+COMMANDS = ["serve", "check", "reload", "upgrade", "stop", "status", "query"]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
