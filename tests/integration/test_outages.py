@@ -107,6 +107,12 @@ _KINDS: dict[str, tuple[str, str, Callable[..., tuple[int, dict[str, Any]]], boo
 }
 
 
+# For what happens above the connection, where TLS makes no difference.
+without_tls = pytest.mark.parametrize(
+    "backend", [name for name, (*_, tls) in _KINDS.items() if not tls], indirect=True
+)
+
+
 @pytest.fixture(params=_KINDS)
 def backend(request: pytest.FixtureRequest, open_map: OpenMap) -> Backend:
     """Each kind of server in turn; whatever a test does to it, it runs again afterwards."""
@@ -173,6 +179,7 @@ def test_a_port_that_drops_packets_is_a_temporary_failure(backend: Backend, drop
     assert lookup(backend.open(backend.host.replace(str(backend.port), str(dropping_port)))) == TEMP
 
 
+@without_tls
 @pytest.mark.parametrize("dead", ["refuses", "drops packets"])
 def test_the_next_host_is_asked_when_one_is_dead(backend: Backend, dropping_port: int, dead: str) -> None:
     port = free_port() if dead == "refuses" else dropping_port
@@ -180,6 +187,7 @@ def test_the_next_host_is_asked_when_one_is_dead(backend: Backend, dropping_port
     assert lookup(table) == FOUND
 
 
+@without_tls
 def test_during_the_pause_nobody_is_asked(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "FIRST_PAUSE", 10 * MUCH_LONGER)
     table = backend.open()
@@ -190,6 +198,7 @@ def test_during_the_pause_nobody_is_asked(backend: Backend, monkeypatch: pytest.
     assert lookup(table) == TEMP
 
 
+@without_tls
 @pytest.mark.parametrize("outage", ["stop", "freeze"])
 def test_the_last_known_answer_is_given_while_stale_ttl_lasts(backend: Backend, outage: str) -> None:
     table = backend.open(stale_ttl=10 * MUCH_LONGER)
@@ -221,6 +230,7 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+@without_tls
 def test_connecting_at_the_start_needs_a_server(backend: Backend) -> None:
     backend.server.stop()
     with pytest.raises(SettingError, match=r"maps\.m\.hosts: cannot connect: "):
