@@ -105,6 +105,7 @@ class Master:
         self._state = state
         self._current: Generation | None = None
         self._candidate: Generation | None = None
+        self._attempt = "start"
         self._reload_wanted = False
         self._stopping = False
         self._kill_at = _NEVER
@@ -124,6 +125,8 @@ class Master:
         self._has_signals = threading.current_thread() is threading.main_thread()
         if self._has_signals:
             self._signals.install(dict.fromkeys(_HANDLED))
+        if self._state:
+            signal.pthread_sigmask(signal.SIG_SETMASK, [])  # the program before this one has blocked them
         limit = _raise_descriptor_limit()
         self._room_to_park = limit - _RESERVED_DESCRIPTORS
         self._shared = Shared.resume(self._state, self.board) if self._state else Shared.new(limit, self.board)
@@ -246,6 +249,7 @@ class Master:
             self._reload_wanted = True  # the file may have changed after the candidate's was read
             return
         log.info("reloading")
+        self._attempt = "reload"
         self._tell(self._observer.reloading)
         try:
             self._try_plan(self._load())
@@ -319,7 +323,7 @@ class Master:
                 child.retire()
         if self._current is None:
             raise StartError(reason, is_setting=is_setting)
-        log.error("reload refused, generation %d goes on: %s", self._current.number, reason)
+        log.error("%s refused, generation %d goes on: %s", self._attempt, self._current.number, reason)
         number = self._current.number
         self._tell(lambda: self._observer.reloaded(number, reason))
         self._go_on()
@@ -340,6 +344,7 @@ class Master:
             log.warning("USR2 ignored: this program cannot be replaced while it runs")
             return
         log.info("checking the new program")
+        self._attempt = "upgrade"
         self._tell(self._observer.reloading)
         try:
             self._check = self._upgrade.begin()
@@ -387,6 +392,7 @@ class Master:
 
     def _resume(self, state: State) -> None:
         """Go on where the program before this one has left off, and replace its workers."""
+        self._attempt = "upgrade"
         state.take_descriptors()
         listeners = [Listener.resume(each) for each in state.listeners]
         self._inherited = [each for each in listeners if each.sock.fileno() in state.inherited]
