@@ -137,8 +137,8 @@ def test_a_reload_that_goes_wrong_changes_nothing_and_says_why(
         line = installation.logged("reload refused, generation 1 goes on")
         assert reason in line
     assert load.answers.keys() == {"right"}
+    assert reason in eventually(lambda: installation.state()["reload"]["problem"], what="the outcome is told")
     assert installation.state()["generation"] == 1
-    assert reason in installation.state()["reload"]["problem"]
 
     # And what is right again is taken again.
     write_answers(installation, "repaired")
