@@ -17,7 +17,8 @@ from prefork_socketmap.config import Config
 from prefork_socketmap.prefork.generation import Plan
 from prefork_socketmap.prefork.listener import Endpoint
 from prefork_socketmap.prefork.master import Master, Observer
-from prefork_socketmap.service import DefaultLookup, Lookup, Service
+from prefork_socketmap.prefork.tallies import Tallies
+from prefork_socketmap.service import DefaultLookup, Lookup, Service, tally_names
 
 AnyLookup = TypeVar("AnyLookup", bound=Lookup)
 AnyDefaultLookup = TypeVar("AnyDefaultLookup", bound=DefaultLookup)
@@ -170,12 +171,13 @@ class Server:
             raise RuntimeError("no endpoint is named: call listen() first")
 
     def _plan(self) -> Plan:
-        return Plan(tuple(self._endpoints), self._config, self._start_worker)
+        names = tally_names(self._maps, has_default=self._default is not None)
+        return Plan(tuple(self._endpoints), self._config, self._start_worker, names)
 
-    def _start_worker(self) -> Service:
+    def _start_worker(self, tallies: Tallies) -> Service:
         for function in self._worker_starts:
             function()
-        return Service(self._maps, self._default, self._config)
+        return Service(self._maps, self._default, self._config, tallies)
 
 
 class _Foreground:

@@ -7,11 +7,12 @@ client gets for it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
 
 from prefork_socketmap.config import Config
 from prefork_socketmap.prefork.connection import Connection, Ending
+from prefork_socketmap.prefork.tallies import Tallies
 from prefork_socketmap.prefork.worker import Overdue
 from prefork_socketmap.socketmap import netstring
 from prefork_socketmap.socketmap.messages import (
@@ -21,7 +22,6 @@ from prefork_socketmap.socketmap.messages import (
     ReplyTooLargeError,
     Request,
     Status,
-    to_text,
 )
 
 Answer = Reply | str | None
@@ -31,6 +31,12 @@ DefaultLookup = Callable[[str, str], Answer]
 
 log = logging.getLogger("prefork_socketmap.worker")
 lookups = logging.getLogger("prefork_socketmap.worker.lookups")
+
+COLUMNS = tuple(Status)
+"""What the columns of a map's tally count."""
+_COLUMN = {status.prefix: index for index, status in enumerate(COLUMNS)}  # the hash of an Enum's member is slow
+ANY_OTHER_MAP = "(default)"
+NO_SUCH_MAP = "(unknown)"
 
 _MALFORMED = Reply.perm_fail("malformed request")
 _NO_SUCH_MAP = Reply.temp_fail("the lookup map does not exist")
@@ -43,8 +49,8 @@ _INVALID = Reply.temp_fail("invalid reply")
 class Service:
     """Answers lookups from *maps*, by name, and from *default* for any other name.
 
-    ``service(connection)`` serves one connection and returns when it has ended or has to be let go of. With
-    *log_lookups* each lookup is logged on a line of its own.
+    ``service(connection)`` serves one connection and returns when it has ended or has to be let go of. Each lookup is
+    counted in its map's tally (see ``tally_names``); with *log_lookups* it is logged on a line of its own, too.
     """
 
     def __init__(
@@ -52,11 +58,13 @@ class Service:
         maps: Mapping[str, Lookup],
         default: DefaultLookup | None,
         config: Config,
+        tallies: Tallies,
         *,
         log_lookups: bool = False,
     ) -> None:
-        self._maps = maps
+        self._maps = {name: (lookup, tallies[name]) for name, lookup in maps.items()}
         self._default = default
+        self._others = tallies[name_of_others(default is not None)]
         self._max_request_size = config.max_request_size
         self._max_reply_size = config.max_reply_size
         self._read_timeout = config.read_timeout or float("inf")
@@ -94,38 +102,43 @@ class Service:
             log.warning("%s: malformed request: %s", connection.client, error)
             return _MALFORMED.encode()
         began = monotonic() if self._log_lookups else 0.0
-        reply = self._encode(name, key, self._look_up(name, key, connection))
+        status, reply = self._encode(name, key, self._look_up(name, key, connection))
+        connection.count(_COLUMN[status.prefix])
         if self._log_lookups:
             # What the client wrote stands last, and in brackets as in Postfix's log: a key may hold ", status=OK".
             lookups.info(
                 "lookup: client=%s, status=%s, time=%.1f ms, map=%s, key=<%s>",
                 connection.client,
-                to_text(reply.partition(b" ")[0]),
+                status.value,
                 (monotonic() - began) * 1000,
                 name,
                 key,
             )
         return reply
 
-    def _encode(self, name: str, key: str, answer: Answer) -> bytes:
-        """Return the payload for *answer*, or for the error that it is."""
+    def _encode(self, name: str, key: str, answer: Answer) -> tuple[Status, bytes]:
+        """Return status and payload of the reply for *answer*, or for the error that it is."""
         try:
-            return _to_reply(answer).encode(self._max_reply_size)
+            reply = _to_reply(answer)
+            return reply.status, reply.encode(self._max_reply_size)
         except ReplyTooLargeError as error:
             log.error("map %r, key %r: %s", name, key, error)
-            return _TOO_LARGE.encode()
+            reply = _TOO_LARGE
         except InvalidReplyError as error:
             log.error("map %r, key %r: the map returned %s", name, key, error)
-            return _INVALID.encode()
+            reply = _INVALID
+        return reply.status, reply.encode()
 
     def _look_up(self, name: str, key: str, connection: Connection) -> Answer:
         """Return what the map says of *key*; whatever goes wrong in it becomes a reply."""
         try:
             try:
-                connection.job_begins()
-                lookup = self._maps.get(name)
-                if lookup is not None:
+                found = self._maps.get(name)
+                if found is not None:
+                    lookup, tally = found
+                    connection.job_begins(tally)
                     return lookup(key)
+                connection.job_begins(self._others)
                 return self._default(name, key) if self._default else _NO_SUCH_MAP
             finally:
                 connection.job_ends()
@@ -136,6 +149,16 @@ class Service:
         except BaseException:  # a SystemExit, too, is the lookup's failure, and no reason for the worker to go
             log.exception("map %r, key %r: lookup failed", name, key)
             return _FAILED
+
+
+def tally_names(maps: Iterable[str], *, has_default: bool) -> list[str]:
+    """Return the names that a service needs tallies for: its maps', and one for all other names."""
+    return [*maps, name_of_others(has_default)]
+
+
+def name_of_others(has_default: bool) -> str:
+    """Return the name under which lookups in a map of any other name are counted."""
+    return ANY_OTHER_MAP if has_default else NO_SUCH_MAP
 
 
 def _to_reply(answer: Answer) -> Reply:

@@ -16,7 +16,8 @@ from prefork_socketmap.daemon import log
 from prefork_socketmap.daemon.configfile import DEFAULT_MAP, Network, Settings, errors_in, in_file
 from prefork_socketmap.daemon.privileges import Account
 from prefork_socketmap.prefork.generation import Plan
-from prefork_socketmap.service import DefaultLookup, Lookup, Service
+from prefork_socketmap.prefork.tallies import Tallies
+from prefork_socketmap.service import ANY_OTHER_MAP, DefaultLookup, Lookup, Service, tally_names
 
 if TYPE_CHECKING:
     from prefork_socketmap.maps.base import Map, MissingLibraryError
@@ -32,6 +33,7 @@ def plan(settings: Settings) -> Plan:
         endpoints=settings.endpoints,
         limits=settings.config,
         start=functools.partial(_start, settings),
+        names=tally_names(settings.maps, has_default=settings.default_map is not None),
         source=str(settings.path),
         allow=functools.lru_cache(maxsize=1024)(functools.partial(is_allowed, settings.allow)),
     )
@@ -75,15 +77,19 @@ def open_maps(settings: Settings, on_missing: OnMissing | None = None) -> dict[s
     return maps
 
 
-def _start(settings: Settings) -> Service:
+def _start(settings: Settings, tallies: Tallies) -> Service:
     log.set_up("worker", settings.log)
 
     def log_missing(error: MissingLibraryError) -> None:
         logger.error("%s; every lookup in this map fails", in_file(settings.path, error))
 
-    lookups: dict[str, Lookup] = {name: each.lookup for name, each in open_maps(settings, log_missing).items()}
+    maps = open_maps(settings, log_missing)
+    for name, each in maps.items():
+        if each.cache is not None:
+            each.cache.count_in(tallies[ANY_OTHER_MAP if name == DEFAULT_MAP else name].extras)
+    lookups: dict[str, Lookup] = {name: each.lookup for name, each in maps.items()}
     default = _without_name(lookups.pop(DEFAULT_MAP)) if DEFAULT_MAP in lookups else None
-    return Service(lookups, default, settings.config, log_lookups=settings.log.lookups)
+    return Service(lookups, default, settings.config, tallies, log_lookups=settings.log.lookups)
 
 
 def _without_name(lookup: Lookup) -> DefaultLookup:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence
 from typing import NamedTuple
 
 from cachetools import TLRUCache
 
 from prefork_socketmap.maps.ratelimit import RateLimitedLogger
 from prefork_socketmap.socketmap.messages import Reply, Status
+
+_HITS, _MISSES, _STALE, _SIZE = range(4)
 
 
 class _Entry(NamedTuple):
@@ -43,12 +45,33 @@ class Cache:
         self._entries = TLRUCache[str, _Entry](
             size, ttu=lambda _key, entry, _now: entry.fresh_until + stale_ttl, timer=clock
         )
-        self.hits = 0
+        self._counts: MutableSequence[int] = [0, 0, 0, 0]
+
+    @property
+    def hits(self) -> int:
         """How many lookups a fresh answer spared."""
-        self.misses = 0
+        return self._counts[_HITS]
+
+    @property
+    def misses(self) -> int:
         """How many lookups asked the map."""
-        self.stale = 0
+        return self._counts[_MISSES]
+
+    @property
+    def stale(self) -> int:
         """How many of these failed, and got the last known answer."""
+        return self._counts[_STALE]
+
+    def count_in(self, cells: MutableSequence[int]) -> None:
+        """Count in *cells*, on from what stands there: hits, misses, stale answers; the fourth is set to the size.
+
+        That is the size at the latest new answer: what has expired since is still in it.
+        """
+        self._counts = cells
+        self._note_size()
+
+    def _note_size(self) -> None:
+        self._counts[_SIZE] = len(self)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -57,9 +80,9 @@ class Cache:
         """Return the answer for *key*: a fresh one from memory, else a new one, else, if that fails, a stale one."""
         entry = self._entries.get(key)
         if entry is not None and self._clock() < entry.fresh_until:
-            self.hits += 1
+            self._counts[_HITS] += 1
             return entry.reply
-        self.misses += 1
+        self._counts[_MISSES] += 1
         try:
             reply = self._look_up(key)
         except Exception as error:
@@ -69,9 +92,10 @@ class Cache:
         if reply.status not in self._ttl:
             return reply if entry is None else self._stand_in(entry, key, reply.text)
         self._entries[key] = _Entry(reply, self._clock() + self._ttl[reply.status])
+        self._note_size()
         return reply
 
     def _stand_in(self, entry: _Entry, key: str, problem: object) -> Reply:
-        self.stale += 1
+        self._counts[_STALE] += 1
         self._complaints.log(logging.WARNING, "%r: the last known answer is given (stale_ttl): %s", key, problem)
         return entry.reply

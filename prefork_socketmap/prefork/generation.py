@@ -15,6 +15,7 @@ from setproctitle import setproctitle
 
 from prefork_socketmap.prefork.limits import Limits
 from prefork_socketmap.prefork.listener import Endpoint, Listener, open_listener, resolve
+from prefork_socketmap.prefork.tallies import Tallies
 from prefork_socketmap.prefork.worker import Handler
 
 log = logging.getLogger("prefork_socketmap.master")
@@ -25,14 +26,15 @@ class Plan:
     """What a generation of workers does.
 
     *endpoints*: where it listens, beside the sockets that the master inherited. *start* runs in each worker after
-    the fork and returns what serves a connection; whatever it raises means that the worker cannot start. *allow*
-    tells from an IP address whether a TCP client may connect (None: all may). *title* begins the
-    process titles, and the master's ends with *source*, a file.
+    the fork and returns what serves a connection; whatever it raises means that the worker cannot start. It gets the
+    tallies to count jobs with, which *names* are for. *allow* tells from an IP address whether a TCP client may
+    connect (None: all may). *title* begins the process titles, and the master's ends with *source*, a file.
     """
 
     endpoints: Sequence[Endpoint]
     limits: Limits
-    start: Callable[[], Handler]
+    start: Callable[[Tallies], Handler]
+    names: Sequence[str] = ()
     allow: Callable[[str], bool] | None = None
     title: str = "prefork-socketmap"
     source: str = ""

@@ -81,7 +81,8 @@ class Master:
     same plan again, with new workers). *inherited* are listening sockets of somebody else, served beside the plan's.
     *lifeline*: a socket whose end, when whoever holds the other side of it is gone, stops the server gracefully.
     *upgrade*: how to replace the program when USR2 arrives (None: it is not). *state* is what such a predecessor has
-    left: then its workers go on until one of this program's can serve.
+    left: then its workers go on until one of this program's can serve. *board* is a scoreboard that was made, or
+    resumed, where others can read it.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Master:
         lifeline: socket.socket | None = None,
         upgrade: Upgrade | None = None,
         state: State | None = None,
+        board: Scoreboard | None = None,
     ) -> None:
         self._plan = plan
         self._load = load or (lambda: plan)
@@ -109,7 +111,7 @@ class Master:
         self._reload_wanted = False
         self._stopping = False
         self._kill_at = _NEVER
-        self.board = Scoreboard.resume(state.board) if state else Scoreboard()
+        self.board = board or (Scoreboard.resume(state.board) if state else Scoreboard())
         self._signals = Signals()
 
     @property
@@ -130,7 +132,7 @@ class Master:
         limit = _raise_descriptor_limit()
         self._room_to_park = limit - _RESERVED_DESCRIPTORS
         self._shared = Shared.resume(self._state, self.board) if self._state else Shared.new(limit, self.board)
-        self._keeper = Keeper(self._shared.lot)
+        self._keeper = Keeper(self._shared.lot, self.board)
         self._pool = Pool(self._shared, self._keeper, self._leave_to_child)
         self._staff = Staff(self.board, self._pool, self._shared.lot)
         self._duties: dict[Duty, float] = dict.fromkeys(
@@ -203,7 +205,7 @@ class Master:
         self._duties = dict.fromkeys(self._duties, 0.0)
 
     def _watch_jobs(self, now: float) -> float:
-        return watchdog.check(self._pool.children.values(), self._limits.lookup_timeout, now)
+        return watchdog.check(self._pool.children.values(), self.board, self._limits.lookup_timeout, now)
 
     def _expire_parked(self, now: float) -> float:
         timeout = self._limits.park_timeout
@@ -262,6 +264,7 @@ class Master:
         number = current.number + 1 if current else 1
         existing = current.listeners if current else self._inherited
         candidate = Generation(number, plan, existing, self._inherited)
+        self.board.learn(plan.names)
         try:
             self._pool.fork(candidate)
         except OSError:
@@ -295,6 +298,7 @@ class Master:
         """The new generation can serve: let it, and retire the old one."""
         previous, self._current, self._candidate = self._current, candidate, None
         candidate.commit()
+        self.board.generation = candidate.number
         candidate.plan.set_master_title()
         self._staff.generation = candidate
         self._staff.replenish(monotonic())
@@ -304,6 +308,7 @@ class Master:
             log.info("serving %s", ", ".join(map(str, self.endpoints)))
             self._tell(lambda: self._observer.ready(candidate.number))
             return
+        self.board.reloads_good += 1
         for child in self._pool.of(previous):
             child.retire()
         self._keeper.watch([listener.sock for listener in candidate.listeners])
@@ -323,6 +328,7 @@ class Master:
                 child.retire()
         if self._current is None:
             raise StartError(reason, is_setting=is_setting)
+        self.board.reloads_refused += 1
         log.error("%s refused, generation %d goes on: %s", self._attempt, self._current.number, reason)
         number = self._current.number
         self._tell(lambda: self._observer.reloaded(number, reason))
@@ -420,6 +426,7 @@ class Master:
             self._keeper.lose_worker(child.row.slot)
             if status == 0 or child.killed or self._stopping:
                 continue
+            self.board.workers_died += 1
             ending = f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
             if child.ready:
                 log.warning("worker %d %s; it is replaced", child.pid, ending)
@@ -440,7 +447,6 @@ class Master:
             message.connection.close()
         else:
             self._keeper.park(message.connection, self._limits.max_parked or self._room_to_park)
-            self.board.in_lot = len(self._keeper)
             self._make_due(self._expire_parked, monotonic() + self._limits.park_timeout)
 
     def _on_fetch(self, message: Message) -> None:
@@ -452,7 +458,6 @@ class Master:
     def _on_gone(self, message: Message) -> None:
         if self._shared.lot.serial(message.number) == message.serial:
             self._keeper.close(message.number)
-            self.board.in_lot = len(self._keeper)
 
     # The end.
 

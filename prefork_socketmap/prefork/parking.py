@@ -30,7 +30,7 @@ from typing import Self
 
 from prefork_socketmap.prefork import memory
 from prefork_socketmap.prefork.abort import abort
-from prefork_socketmap.prefork.scoreboard import Row
+from prefork_socketmap.prefork.scoreboard import Row, Scoreboard
 from prefork_socketmap.prefork.takeover import LotState, TakeoverError
 
 # The master's and the workers' other descriptors are below; a quarter of a small limit has to do for them.
@@ -177,8 +177,10 @@ class Lot:
 class Keeper:
     """The master's part: it keeps a descriptor of every connection in the lot, and never reads from one."""
 
-    def __init__(self, lot: Lot) -> None:
+    def __init__(self, lot: Lot, board: Scoreboard) -> None:
+        """*board* tells everybody how many connections there are."""
         self._lot = lot
+        self._board = board
         self._sockets: dict[int, socket.socket] = {}
         self._listeners: list[int] = []
 
@@ -207,6 +209,7 @@ class Keeper:
         number = fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, self._lot.first_number)
         self._sockets[number] = socket.socket(sock.family, sock.type, sock.proto, number)
         sock.close()
+        self._board.in_lot = len(self)
         self._lot.new_serial(number)
         self._lot.add(number)
 
@@ -228,6 +231,7 @@ class Keeper:
         """Forget a connection that its client, or a worker, has ended."""
         sock = self._sockets.pop(number, None)
         if sock:
+            self._board.in_lot = len(self)
             self._lot.discard(number)
             sock.close()
 
@@ -259,7 +263,7 @@ class Keeper:
             if self._lot.holder(number) is None:
                 due = self._lot.since(number) + timeout
                 if due <= now:
-                    self.close(number)
+                    self._close_by_limit(number)
                 else:
                     soonest = min(soonest, due)
         return soonest
@@ -267,7 +271,11 @@ class Keeper:
     def _close_oldest(self) -> None:
         silent = [number for number in self._sockets if self._lot.holder(number) is None]
         if silent:
-            self.close(min(silent, key=self._lot.since))
+            self._close_by_limit(min(silent, key=self._lot.since))
+
+    def _close_by_limit(self, number: int) -> None:
+        self._board.closed_by_limits += 1
+        self.close(number)
 
     def close_silent(self) -> None:
         """Close every connection that nobody serves. Of the others their workers say when they are done."""

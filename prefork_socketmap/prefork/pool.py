@@ -115,6 +115,7 @@ class Pool:
         row.pid = pid
         child = Child(pid, row, generation, to_worker, monotonic())
         self.children[pid] = child
+        self._shared.board.workers_spawned += 1
         return child
 
     def _be_child(self, generation: Generation, row: Row, answers: Channel) -> None:

@@ -3,27 +3,47 @@
 A worker writes its own row with plain stores, no system call and no lock. That is sound because every cell has one
 writer and is an aligned machine word; a reader may see a row between two stores, never half a number. It is sized
 for the largest process_limit: pages that nobody touches cost nothing.
+
+The memory is a file. With a path, other programs can read it, without a question to anybody: ``Scoreboard.read``.
+
+    header | names of tallies | states, a byte each | rows | tallies of slot 0 | of slot 1 | ...
+
+Only a worker maps the tallies of its slot, and its master never does: the file ends with the last slot in use, and
+nobody's address space has to hold what could be in use one day.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import mmap
-from time import monotonic
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from time import monotonic, time
+from typing import Self
+
+from prefork_socketmap.prefork import memory
+from prefork_socketmap.prefork.tallies import LABEL_SIZE, MAX_NAMES, OTHER, TALLY_SIZE, Tallies, label
 
 MAX_SLOTS = 20000  # twice the largest process_limit: during a reload two generations stand side by side
 
-_HEADER_SIZE = 4096
-_ROW_SIZE = 128
-_ROW_WORDS = _ROW_SIZE // 8
-_STATES = _HEADER_SIZE
-_ROWS = _HEADER_SIZE + (MAX_SLOTS // 4096 + 1) * 4096
-_SIZE = _ROWS + MAX_SLOTS * _ROW_SIZE
+LAYOUT = 1
+"""Of everything that is stored here. A program reads only what one with the same layout has written."""
+_MAGIC = int.from_bytes(b"preforks", "big")
 
-# Words of the header.
-_SLOTS, _KNOWS_SHORTAGE, _IS_WATCHED, _STOPPING, _IN_LOT = range(5)
-# Words of a row. Times are CLOCK_MONOTONIC seconds; 0.0: none.
-_PID, _GENERATION, _SINCE, _JOB_STARTED, _JOBS, _CONNECTIONS, _REFUSED, _NEW = range(8)
+_NAMES = 4096
+_STATES = _NAMES + MAX_NAMES * LABEL_SIZE
+_ROWS = _STATES + MAX_SLOTS  # a multiple of 8, as all of these
+_ROW_SIZE = 128
+_PAGE = 0x10000  # the largest of any system; what a worker maps has to begin with one
+_TALLIES = (_ROWS + MAX_SLOTS * _ROW_SIZE + _PAGE - 1) // _PAGE * _PAGE
+_SLOT_SIZE = MAX_NAMES * TALLY_SIZE
+
+# Words of a row. Times are CLOCK_MONOTONIC seconds; 0.0: none. The client's text takes up the rest.
+_PID, _GENERATION, _SINCE, _JOB_STARTED, _JOBS, _CONNECTIONS, _REFUSED, _NEW, _JOB_NAME = range(9)
+_CLIENT = 9 * 8
+_CLIENT_SIZE = _ROW_SIZE - _CLIENT
 
 
 class State(enum.IntEnum):
@@ -39,51 +59,134 @@ class State(enum.IntEnum):
     STOPPED = 7  # by a signal, not by us
 
 
+class ScoreboardError(Exception):
+    """A file is not a scoreboard that this program can read; the text says why."""
+
+
+class _Word:
+    """A word of the header, as an attribute of the board."""
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+
+    def __get__(self, board: Scoreboard, owner: type[Scoreboard]) -> int:
+        return board.words[self._index]
+
+    def __set__(self, board: Scoreboard, value: int) -> None:
+        board.words[self._index] = value
+
+
 class Scoreboard:
-    """The memory, and the few numbers in it that concern everybody. Made by the master before it forks."""
+    """The memory, and the numbers in it that concern everybody. Made by the master before it forks.
 
-    def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, _SIZE)
-        view = memoryview(self._memory)
+    ``view`` is the memory, ``words`` and ``times`` the same as numbers.
+    """
+
+    _magic = _Word(0)
+    _layout = _Word(1)
+    _slots = _Word(2)
+    _names = _Word(3)
+    knows_shortage = _Word(4)
+    """Whether the master knows that few workers are idle, or can do nothing about it: no need to report it."""
+    is_watched = _Word(5)
+    """Whether the master looks after clients while no worker is at the front: no need to ask for it."""
+    stopping = _Word(6)
+    """Whether the server is stopping: then connections are closed, not parked."""
+    in_lot = _Word(7)
+    """How many connections are in the lot, those included that a worker serves at the moment."""
+    closed_by_limits = _Word(8)
+    """How many silent connections were closed because of max_parked and park_timeout."""
+    pid = _Word(9)
+    """The master's process id."""
+    generation = _Word(10)
+    """The number of the generation that serves; 0: none yet."""
+    workers_spawned = _Word(11)
+    workers_died = _Word(12)
+    """How many workers have ended without being told to."""
+    workers_killed = _Word(13)
+    """How many did not react, or did not become ready, in time."""
+    workers_throttled = _Word(14)
+    """How often the start of workers was put off because one had failed."""
+    reloads_good = _Word(15)
+    reloads_refused = _Word(16)
+    _started = 17  # as a time
+
+    def __init__(self, path: Path | None = None) -> None:
+        """Make a new board, at *path* in place of what is there, or without a name. Raises OSError."""
+        self._path = path
+        new = path and path.with_name(path.name + ".new")
+        self._map(_make_file(new) if new else memory.create("scoreboard", _TALLIES))
+        self._layout = LAYOUT
+        self.pid = os.getpid()
+        self.times[self._started] = time()
+        self.learn([OTHER])
+        self._magic = _MAGIC
+        if path and new:
+            new.replace(path)  # whole, and only now: nobody reads half a header
+
+    @classmethod
+    def resume(cls, fd: int, path: Path | None = None) -> Self:
+        """Go on with the board of the program that was here before; *fd* is its descriptor, *path* its path if any.
+
+        Raises ScoreboardError.
+        """
+        board = cls.__new__(cls)
+        board._path = path
+        _require_size(fd, path)
+        board._map(fd)
+        board._require_layout()
+        return board
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Open the board at *path* for reading. Raises ScoreboardError, or OSError when it cannot be opened."""
+        board = cls.__new__(cls)
+        board._path = path
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _require_size(fd, path)
+            board._use(memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ)))
+        finally:
+            os.close(fd)
+        board._require_layout()
+        return board
+
+    def _map(self, fd: int) -> None:
+        self._fd = fd
+        self._use(memoryview(mmap.mmap(fd, _TALLIES)))
+
+    def _use(self, view: memoryview) -> None:
+        self.view = view
         self.states = view[_STATES : _STATES + MAX_SLOTS]
-        self.words = view.cast("Q")
-        self.times = view.cast("d")
+        self.words = view[:_TALLIES].cast("Q")
+        self.times = view[:_TALLIES].cast("d")
+
+    def _require_layout(self) -> None:
+        if self._magic != _MAGIC:
+            raise ScoreboardError(f"{self._path}: not a scoreboard")
+        if self._layout != LAYOUT:
+            raise ScoreboardError(
+                f"{self._path}: a scoreboard with layout {self._layout}, of another version of the program; "
+                f"this one reads layout {LAYOUT}"
+            )
+
+    def fileno(self) -> int:
+        """Return the descriptor of the memory."""
+        return self._fd
+
+    def remove(self) -> None:
+        """Remove the file, if it has a name. The memory goes with its last user."""
+        if self._path:
+            self._path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the descriptor. What is mapped stays."""
+        os.close(self._fd)
 
     @property
-    def knows_shortage(self) -> bool:
-        """Whether the master knows that few workers are idle, or can do nothing about it: no need to report it."""
-        return bool(self.words[_KNOWS_SHORTAGE])
-
-    @knows_shortage.setter
-    def knows_shortage(self, value: bool) -> None:
-        self.words[_KNOWS_SHORTAGE] = value
-
-    @property
-    def is_watched(self) -> bool:
-        """Whether the master looks after clients while no worker is at the front: no need to ask for it."""
-        return bool(self.words[_IS_WATCHED])
-
-    @is_watched.setter
-    def is_watched(self, value: bool) -> None:
-        self.words[_IS_WATCHED] = value
-
-    @property
-    def stopping(self) -> bool:
-        """Whether the server is stopping: then connections are closed, not parked."""
-        return bool(self.words[_STOPPING])
-
-    @stopping.setter
-    def stopping(self, value: bool) -> None:
-        self.words[_STOPPING] = value
-
-    @property
-    def in_lot(self) -> int:
-        """How many connections are in the lot, those included that a worker serves at the moment."""
-        return self.words[_IN_LOT]
-
-    @in_lot.setter
-    def in_lot(self, value: int) -> None:
-        self.words[_IN_LOT] = value
+    def started(self) -> float:
+        """When the master started, in seconds since the epoch."""
+        return self.times[self._started]
 
     @property
     def connections(self) -> int:
@@ -92,27 +195,89 @@ class Scoreboard:
 
     def count(self, state: State) -> int:
         """Return how many workers are in *state*."""
-        return bytes(self.states[: self.words[_SLOTS]]).count(state)
+        return bytes(self.states[: self._slots]).count(state)
 
     def count_idle(self) -> tuple[int, int]:
         """Return how many idle workers wait at the front, and how many in reserve."""
-        states = bytes(self.states[: self.words[_SLOTS]])
+        states = bytes(self.states[: self._slots])
         return states.count(State.IDLE), states.count(State.RESERVE)
 
     def rows(self) -> list[Row]:
         """Return the rows of all slots that have ever been used."""
-        return [Row(self, slot) for slot in range(self.words[_SLOTS])]
+        return [Row(self, slot) for slot in range(self._slots)]
 
     def claim(self, generation: int) -> Row:
-        """Take the first free slot for a new worker. Called by the master alone."""
-        used = bytes(self.states[: self.words[_SLOTS]])
+        """Take the first free slot for a new worker. Called by the master alone. Raises OSError: no room."""
+        used = bytes(self.states[: self._slots])
         slot = used.find(State.FREE)
+        self._make_room(len(used) if slot < 0 else slot)
         if slot < 0:
             slot = len(used)
-            self.words[_SLOTS] = slot + 1
+            self._slots = slot + 1
         row = Row(self, slot)
         row.begin(generation)
         return row
+
+    def _make_room(self, slot: int) -> None:
+        """Reserve what the worker in *slot* will write: a store into a file on a full disk would kill it (SIGBUS)."""
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self._fd, _ROWS + slot * _ROW_SIZE, _ROW_SIZE)
+            os.posix_fallocate(self._fd, _TALLIES + slot * _SLOT_SIZE, self._names * TALLY_SIZE)
+        else:
+            os.ftruncate(self._fd, max(os.fstat(self._fd).st_size, _TALLIES + (slot + 1) * _SLOT_SIZE))
+
+    # Tallies.
+
+    def learn(self, names: Iterable[str]) -> None:
+        """Give each of *names* that has none yet a tally, in workers that are forked from now on.
+
+        Called by the master alone. A name keeps its place for good; when MAX_NAMES have one the rest gets none.
+        """
+        known = self._labels()
+        for new in dict.fromkeys(map(label, names)):
+            if new not in known and self._names < MAX_NAMES:
+                begin = _NAMES + self._names * LABEL_SIZE
+                self.view[begin : begin + len(new)] = new
+                self._names += 1
+
+    def _labels(self) -> list[bytes]:
+        names = bytes(self.view[_NAMES : _NAMES + self._names * LABEL_SIZE])
+        return [names[begin : begin + LABEL_SIZE].rstrip(b"\0") for begin in range(0, len(names), LABEL_SIZE)]
+
+    def names(self) -> list[str]:
+        """Return the names that have a tally, by its index."""
+        return [name.decode("utf-8", "replace") for name in self._labels()]
+
+    def open_tallies(self, slot: int) -> Tallies:
+        """Map the tallies of *slot*, to be written by the worker in it."""
+        labels = self._labels()
+        mapped = mmap.mmap(self._fd, len(labels) * TALLY_SIZE, offset=_TALLIES + slot * _SLOT_SIZE)
+        return Tallies(labels, memoryview(mapped))
+
+    def tallies(self, slot: int) -> Tallies:
+        """Return the tallies of *slot* on a board that was opened for reading."""
+        begin = _TALLIES + slot * _SLOT_SIZE
+        room = max(len(self.view) - begin, 0) // TALLY_SIZE
+        return Tallies(self._labels()[:room], self.view[begin:])
+
+
+def _make_file(path: Path) -> int:
+    path.unlink(missing_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.close, fd)
+        os.fchmod(fd, 0o644)  # whatever the umask: everybody may read it
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, _ROWS)
+        os.ftruncate(fd, _TALLIES)
+        undo.pop_all()
+    return fd
+
+
+def _require_size(fd: int, path: Path | None) -> None:
+    size = os.fstat(fd).st_size
+    if size < _TALLIES:
+        raise ScoreboardError(f"{path}: not a scoreboard, or cut short: it has {size} bytes, of {_TALLIES} at least")
 
 
 class Row:
@@ -126,6 +291,7 @@ class Row:
         self._base = (_ROWS + slot * _ROW_SIZE) // 8
         self._job_started = self._base + _JOB_STARTED
         self._jobs = self._base + _JOBS
+        self._job_name = self._base + _JOB_NAME
 
     def begin(self, generation: int) -> None:
         """Start a new life in this slot. The counters of jobs and connections go on."""
@@ -133,6 +299,11 @@ class Row:
         self._times[self._job_started] = 0.0
         self.has_new = False
         self.set_state(State.STARTING)
+
+    @property
+    def generation(self) -> int:
+        """The number of the worker's generation."""
+        return self._words[self._base + _GENERATION]
 
     def end(self) -> None:
         """Free the slot."""
@@ -174,21 +345,41 @@ class Row:
         """How many jobs workers in this slot have begun, ever."""
         return self._words[self._jobs]
 
-    def job_begins(self) -> None:
-        """Note that a job begins: from now on it may be interrupted when it takes too long."""
+    @property
+    def job_name(self) -> int:
+        """What the latest job is for: the index of its tally's name."""
+        return self._words[self._job_name]
+
+    def job_begins(self, name: int) -> None:
+        """Note that a job begins, for *name*: from now on it may be interrupted when it takes too long."""
         self._words[self._jobs] += 1
+        self._words[self._job_name] = name
         self._times[self._job_started] = monotonic()
 
     def job_ends(self) -> float:
-        """Note that the job is over; return how long it took."""
+        """Note that the job is over; return how long it took, in seconds; 0.0 when that was noted before."""
         started = self._times[self._job_started]
         self._times[self._job_started] = 0.0
-        return monotonic() - started
+        return monotonic() - started if started else 0.0
 
     @property
     def connections(self) -> int:
         """How many connections workers in this slot have accepted, ever."""
         return self._words[self._base + _CONNECTIONS]
+
+    @property
+    def client(self) -> str:
+        """The client that is served, or was served last."""
+        begin = self._base * 8 + _CLIENT
+        text = bytes(self._board.view[begin : begin + _CLIENT_SIZE])
+        return text.rstrip(b"\0").decode("ascii", "replace")
+
+    @client.setter
+    def client(self, value: str) -> None:
+        begin = self._base * 8 + _CLIENT
+        self._board.view[begin : begin + _CLIENT_SIZE] = value.encode("ascii", "replace")[:_CLIENT_SIZE].ljust(
+            _CLIENT_SIZE, b"\0"
+        )
 
     @property
     def has_new(self) -> bool:

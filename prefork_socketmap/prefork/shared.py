@@ -48,6 +48,7 @@ class Shared:
 
     def close(self) -> None:
         """Close everything."""
+        self.board.close()
         self.lot.close()
         self.inbox.close()
         self.workers_inbox.close()

@@ -65,6 +65,7 @@ class Staff:
         now = monotonic()
         if now >= self._paused_until:  # else this failure belongs to the same attempt: workers are started together
             self._paused_until = now + self._pause
+            self._board.workers_throttled += 1
             log.warning("no worker is started for %g s", self._pause)
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         return self._paused_until

@@ -18,9 +18,11 @@ from dataclasses import asdict, dataclass, field
 from time import monotonic
 from typing import Any, NoReturn, Self
 
+from prefork_socketmap.prefork import scoreboard
+
 log = logging.getLogger("prefork_socketmap.master")
 
-LAYOUT = "1"
+LAYOUT = f"1.{scoreboard.LAYOUT}"
 """Of the state and of the shared memory. A program takes over only from one with the same."""
 
 _STATE = "PREFORK_SOCKETMAP_STATE"

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Iterable
 
 from prefork_socketmap.prefork.pool import Child
+from prefork_socketmap.prefork.scoreboard import Scoreboard
 from prefork_socketmap.prefork.worker import INTERRUPT_JOB
 
 log = logging.getLogger("prefork_socketmap.master")
@@ -21,17 +22,17 @@ _GRACE = 2.0
 """How long an interrupted job has to end."""
 
 
-def check(children: Iterable[Child], job_limit: float, now: float) -> float:
-    """Interrupt and kill what is past its limit. Return when to check again.
+def check(children: Iterable[Child], board: Scoreboard, job_limit: float, now: float) -> float:
+    """Interrupt and kill what is past its limit; *board* counts it. Return when to check again.
 
     *job_limit* is in seconds, 0: none. A job that begins after this check cannot be late before now + job_limit:
     there is no need to look more often.
     """
     limit = job_limit or float("inf")
-    return min([now + limit, *(_check_child(child, limit, now) for child in children)])
+    return min([now + limit, *(_check_child(child, board, limit, now) for child in children)])
 
 
-def _check_child(child: Child, limit: float, now: float) -> float:
+def _check_child(child: Child, board: Scoreboard, limit: float, now: float) -> float:
     if child.killed:
         return float("inf")
     started = child.row.job_started
@@ -48,6 +49,7 @@ def _check_child(child: Child, limit: float, now: float) -> float:
     if now < due:
         return due
     log.error("worker %d %s: killed", child.pid, problem)
+    board.workers_killed += 1
     child.killed = True
     child.send(signal.SIGKILL)
     return float("inf")

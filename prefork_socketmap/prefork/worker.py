@@ -30,6 +30,7 @@ from prefork_socketmap.prefork.listener import Listener
 from prefork_socketmap.prefork.parking import Lot
 from prefork_socketmap.prefork.scoreboard import Row, Scoreboard, State
 from prefork_socketmap.prefork.signals import Signals
+from prefork_socketmap.prefork.tallies import Tallies, Tally
 from prefork_socketmap.prefork.waiting import SilenceWait
 from prefork_socketmap.settings import SettingError
 
@@ -71,7 +72,7 @@ class Surroundings:
     board: Scoreboard
     row: Row
     limits: Limits
-    start: Callable[[], Handler]
+    start: Callable[[Tallies], Handler]
     allow: Callable[[str], bool] | None
 
 
@@ -130,7 +131,7 @@ class Worker:
         # The master blocked all signals around the fork; now there are handlers for them.
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         self._set_title("starting")
-        self._handler = self._around.start()
+        self._handler = self._around.start(self._board.open_tallies(self.row.slot))
         # What is there now stays: the collector need not look at it again, nor copy the master's pages to do so.
         gc.freeze()
         self._around.inbox.send(Kind.READY)
@@ -268,6 +269,7 @@ class Worker:
     # Serving them.
 
     def _serve(self, connection: Connection) -> None:
+        self.row.client = connection.client
         try:
             self._handler(connection)
         except Exception:
@@ -336,16 +338,21 @@ class Worker:
                 return True
         return False
 
-    def job_begins(self) -> None:
-        """Begin a job: it counts for max_use, and may be interrupted from now on."""
+    def job_begins(self, tally: Tally) -> None:
+        """Begin a job, which counts for *tally* and for max_use, and may be interrupted from now on."""
         self._jobs_left -= 1
         if not self._jobs_left:
             self.must_leave = True
-        self.row.job_begins()
+        self._tally = tally
+        self.row.job_begins(tally.index)
 
     def job_ends(self) -> None:
         """End the job."""
-        self._last_job_time = self.row.job_ends()
+        self._last_job_time = self.row.job_ends() or self._last_job_time
+
+    def count(self, column: int) -> None:
+        """Count the job that has ended, in *column* of its tally."""
+        self._tally.count(column, self._last_job_time)
 
     def _on_leave(self, _number: int, _frame: FrameType | None) -> None:
         self.must_leave = True
