@@ -108,7 +108,7 @@ class Master:
         self._current: Generation | None = None
         self._candidate: Generation | None = None
         self._attempt = "start"
-        self._reload_wanted = False
+        self._deferred: set[int] = set()
         self._stopping = False
         self._kill_at = _NEVER
         self.board = board or (Scoreboard.resume(state.board) if state else Scoreboard())
@@ -245,10 +245,7 @@ class Master:
     # Starting, and reloading.
 
     def _begin_reload(self) -> None:
-        if self._stopping:
-            return
-        if self._candidate:
-            self._reload_wanted = True  # the file may have changed after the candidate's was read
+        if self._cannot_obey(signal.SIGHUP):
             return
         log.info("reloading")
         self._attempt = "reload"
@@ -257,6 +254,20 @@ class Master:
             self._try_plan(self._load())
         except Exception as error:  # noqa: BLE001 - whatever it is, the old generation goes on
             self._refuse(str(error))
+
+    def _cannot_obey(self, number: int) -> bool:
+        """Return whether a signal that wants a change has to wait for one under way, or comes too late for any.
+
+        It is not dropped: what it is about may have changed after the change under way has read it.
+        """
+        if self._candidate or self._check:
+            self._deferred.add(number)
+            return True
+        return self._stopping
+
+    def _send_deferred(self) -> None:
+        while self._deferred:
+            self._signals.send(self._deferred.pop())
 
     def _try_plan(self, plan: Plan) -> None:
         """Bind what *plan* needs and start one worker, which has to prove that it can serve."""
@@ -307,6 +318,7 @@ class Master:
             self._keeper.watch([listener.sock for listener in candidate.listeners])
             log.info("serving %s", ", ".join(map(str, self.endpoints)))
             self._tell(lambda: self._observer.ready(candidate.number))
+            self._send_deferred()
             return
         self.board.reloads_good += 1
         for child in self._pool.of(previous):
@@ -317,7 +329,7 @@ class Master:
                 listener.close(unlink=True)
         log.info("reloaded: generation %d serves %s", candidate.number, ", ".join(map(str, self.endpoints)))
         self._tell(lambda: self._observer.reloaded(candidate.number, None))
-        self._go_on()
+        self._send_deferred()
 
     def _refuse(self, reason: str, *, is_setting: bool = False) -> None:
         """The new generation cannot serve: leave everything as it was."""
@@ -332,22 +344,15 @@ class Master:
         log.error("%s refused, generation %d goes on: %s", self._attempt, self._current.number, reason)
         number = self._current.number
         self._tell(lambda: self._observer.reloaded(number, reason))
-        self._go_on()
-
-    def _go_on(self) -> None:
-        """Do what had to wait for the end of a reload."""
-        self._make_due(self._finish_check)
-        if self._reload_wanted:
-            self._reload_wanted = False
-            self._begin_reload()
+        self._send_deferred()
 
     # Replacing the program.
 
     def _begin_upgrade(self) -> None:
-        if self._stopping or self._check:
-            return
         if not self._upgrade:
             log.warning("USR2 ignored: this program cannot be replaced while it runs")
+            return
+        if self._cannot_obey(signal.SIGUSR2):
             return
         log.info("checking the new program")
         self._attempt = "upgrade"
@@ -361,21 +366,22 @@ class Master:
 
     def _finish_check(self, _now: float) -> float:
         """Replace the program, if its check is over and went well. Return when the check has to be over."""
-        if not self._check or self._candidate:
+        if not self._check:
             return _NEVER
         if not self._check.is_over():
             return self._check.deadline
         problem = self._check.problem()
         self._check = None
-        if not self._stopping:
-            self._refuse(problem) if problem else self._execute()
+        self._refuse(problem) if problem else self._execute()
         return _NEVER
 
     def _execute(self) -> None:
         assert self._upgrade  # noqa: S101 - for the type checker: it was checked
         log.info("replacing the program")
+        self._send_deferred()
         try:
-            self._save().execute(self._upgrade.execute)
+            with self._signals.left_to_successor():
+                self._save().execute(self._upgrade.execute)
         except (OSError, TakeoverError) as error:
             self._refuse(f"the program cannot be replaced: {error}")
 
@@ -472,6 +478,9 @@ class Master:
         self._kill_at = monotonic() + (self._limits.stop_timeout or _NEVER)
         self._close_listeners()
         self._candidate = None  # whether it could serve does not matter any more
+        if self._check:
+            self._check.cancel()
+            self._check = None
         self._keeper.close_all()
         for child in self._pool.children.values():
             child.retire()

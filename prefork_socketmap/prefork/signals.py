@@ -9,9 +9,10 @@ in the middle of logging, reaping and forking.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FrameType
 
 Handler = Callable[[int, FrameType | None], None]
@@ -55,6 +56,20 @@ class Signals:
             return dict.fromkeys(self._reader.recv(4096))
         except BlockingIOError:
             return ()
+
+    @contextlib.contextmanager
+    def left_to_successor(self) -> Iterator[None]:
+        """Let signals wait in the kernel, which keeps them across execve(2): those that nobody has taken yet, too.
+
+        The next program unblocks them when it has handlers: by default they would kill it.
+        """
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            for number in self.take():
+                os.kill(os.getpid(), number)
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def close(self) -> None:
         """Restore the handlers that were there before."""

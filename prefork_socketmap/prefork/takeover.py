@@ -7,6 +7,7 @@ in its environment; every descriptor that the state names is left open across ex
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -101,8 +102,6 @@ class State:
         file = os.memfd_create("state", 0)
         os.write(file, json.dumps(asdict(self)).encode("ascii"))
         os.lseek(file, 0, os.SEEK_SET)
-        # What arrives from now on waits until the new program has handlers: by default it would be killed.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             for fd in fds:
                 os.set_inheritable(fd, True)
@@ -113,7 +112,6 @@ class State:
             os.close(file)
             for fd in fds:
                 os.set_inheritable(fd, False)
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def take_descriptors(self) -> None:
         """Keep the descriptors from what this process executes: it may be an upgrade again, or a map's helper."""
@@ -164,6 +162,7 @@ class Check:
             stdout=self._output,
             stderr=subprocess.STDOUT,
             env={**os.environ, _LAYOUT: LAYOUT},
+            process_group=0,  # it opens the maps in a child of its own, which shall not outlive it
         )
         self.pid = self._process.pid
         self.deadline = monotonic() + _CHECK_LIMIT
@@ -171,9 +170,19 @@ class Check:
     def is_over(self) -> bool:
         """Return whether it has ended; a check that takes too long is ended."""
         if self._process.poll() is None and monotonic() >= self.deadline:
-            self._process.kill()
-            self._process.wait()
+            self._output.write(f"\nits check takes longer than {_CHECK_LIMIT:.0f} s".encode("ascii"))
+            self._end()
         return self._process.returncode is not None
+
+    def cancel(self) -> None:
+        """End it: nobody wants to know any more."""
+        self._end()
+        self._output.close()
+
+    def _end(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
 
     def problem(self) -> str | None:
         """Return why the new program would not start, None if it would. To be called once, when it is over."""
