@@ -6,7 +6,6 @@ time or a wrong key means the same everywhere. This file imports nothing of the 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Mapping
 
@@ -91,6 +90,8 @@ def reject_unknown(prefix: str, found: Collection[str], known: Collection[str]) 
     """Raise a SettingError for the first name in *found* that is not *known*, naming the nearest one that is."""
     for name in found:
         if name not in known:
+            import difflib  # for the rare case only
+
             near = difflib.get_close_matches(name, known, n=1)
             hint = f'; did you mean "{near[0]}"?' if near else "; known here: " + ", ".join(sorted(known))
             raise SettingError(f"{prefix}{name}", f"unknown key{hint}")

@@ -481,7 +481,7 @@ class Master:
         if self._check:
             self._check.cancel()
             self._check = None
-        self._keeper.close_all()
+        self._keeper.close_silent()
         for child in self._pool.children.values():
             child.retire()
 

@@ -12,8 +12,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from time import monotonic
@@ -155,6 +153,10 @@ class Check:
     """A running check of the new program."""
 
     def __init__(self, command: Sequence[str]) -> None:
+        # Here, not above: every worker would pay for them with memory.
+        import subprocess
+        import tempfile
+
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the check
         self._process = subprocess.Popen(  # noqa: S603 - our own command
             command,

@@ -11,7 +11,6 @@ import errno
 import gc
 import logging
 import os
-import random
 import signal
 import socket
 import sys
@@ -373,7 +372,8 @@ class Worker:
 
 def _vary(number: int) -> int:
     """Return *number*, varied by a tenth: workers that started together shall not leave together."""
-    return round(number * random.uniform(0.9, 1.1)) if number else 0  # noqa: S311 - no secret
+    # Not with the random module: it is large, and every worker would pay for it with memory.
+    return round(number * (0.9 + 0.2 * os.urandom(1)[0] / 255)) if number else 0
 
 
 def _describe(error: BaseException) -> str:
