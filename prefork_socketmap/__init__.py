@@ -6,7 +6,7 @@ that a config file declares; see prefork-socketmap(8).
 
 from prefork_socketmap.config import Config
 from prefork_socketmap.prefork.listener import Endpoint, ListenError
-from prefork_socketmap.prefork.master import StartError
+from prefork_socketmap.prefork.succession import StartError
 from prefork_socketmap.server import RunningServer, Server
 from prefork_socketmap.settings import SettingError
 from prefork_socketmap.socketmap.messages import Reply, Status

@@ -16,7 +16,9 @@ import threading
 from collections.abc import Callable
 
 from prefork_socketmap.prefork.listener import Endpoint
-from prefork_socketmap.prefork.master import Master, Observer, StartError
+from prefork_socketmap.prefork.master import Master
+from prefork_socketmap.prefork.observer import Observer
+from prefork_socketmap.prefork.succession import StartError
 from prefork_socketmap.prefork.worker import flush_output, leave_process
 
 _MAX_REPORT = 1 << 20

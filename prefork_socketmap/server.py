@@ -16,7 +16,8 @@ from prefork_socketmap.background import BackgroundMaster
 from prefork_socketmap.config import Config
 from prefork_socketmap.prefork.generation import Plan
 from prefork_socketmap.prefork.listener import Endpoint
-from prefork_socketmap.prefork.master import Master, Observer
+from prefork_socketmap.prefork.master import Master
+from prefork_socketmap.prefork.observer import Observer
 from prefork_socketmap.prefork.tallies import Tallies
 from prefork_socketmap.service import DefaultLookup, Lookup, Service, tally_names
 

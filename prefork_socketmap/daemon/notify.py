@@ -6,7 +6,7 @@ import os
 import socket
 import time
 
-from prefork_socketmap.prefork.master import Observer
+from prefork_socketmap.prefork.observer import Observer
 
 
 def notify(*assignments: str) -> None:

@@ -22,7 +22,10 @@ from prefork_socketmap.daemon.pidfile import AlreadyRunningError, PidFile
 from prefork_socketmap.daemon.state import StateFile
 from prefork_socketmap.daemon.worker import plan
 from prefork_socketmap.prefork.generation import Plan
-from prefork_socketmap.prefork.master import Master, Observer, StartError
+from prefork_socketmap.prefork.master import Master
+from prefork_socketmap.prefork.observer import Observer
+from prefork_socketmap.prefork.scoreboard import Scoreboard
+from prefork_socketmap.prefork.succession import StartError
 from prefork_socketmap.prefork.takeover import State, Upgrade
 from prefork_socketmap.settings import SettingError
 
@@ -113,6 +116,7 @@ def _run(source: Source, settings: Settings, inherited: Sequence[socket], state:
                 inherited=inherited,
                 upgrade=Upgrade(source.command("check"), source.command("serve"), claim.descriptors),
                 state=state,
+                board=claim.board,
             )
             master.run()
     except SettingError as error:
@@ -143,6 +147,7 @@ class Claim:
 
     state_files: Sequence[StateFile] = ()
     descriptors: dict[str, int] = dataclasses.field(default_factory=dict)
+    board: Scoreboard | None = None
 
 
 @contextlib.contextmanager
@@ -156,6 +161,7 @@ def _claimed(places: Places, state: State | None) -> Iterator[Claim]:
         places.runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         pid_file = PidFile(places.pid_file, state.others.get(_PID_FILE) if state else None)
         state_file = StateFile(places.state_file, resume=state is not None)
+        board = Scoreboard.resume(state.board, places.scoreboard) if state else Scoreboard(places.scoreboard)
     except OSError as error:
         if not places.are_defaults:
             raise
@@ -163,8 +169,9 @@ def _claimed(places: Places, state: State | None) -> Iterator[Claim]:
         yield Claim()
         return
     try:
-        yield Claim([state_file], {_PID_FILE: pid_file.fileno()})
+        yield Claim([state_file], {_PID_FILE: pid_file.fileno()}, board)
     finally:
+        board.remove()
         state_file.remove()
         pid_file.remove()
 

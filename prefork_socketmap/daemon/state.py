@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefork_socketmap.prefork.master import Observer
+from prefork_socketmap.prefork.observer import Observer
 
 
 @dataclass(frozen=True)

@@ -22,16 +22,19 @@ from setproctitle import getproctitle, setproctitle
 
 from prefork_socketmap.prefork import watchdog
 from prefork_socketmap.prefork.channel import Kind, Message
-from prefork_socketmap.prefork.generation import Generation, Plan
+from prefork_socketmap.prefork.duties import Duties
+from prefork_socketmap.prefork.generation import Plan
 from prefork_socketmap.prefork.limits import Limits
-from prefork_socketmap.prefork.listener import Endpoint, Listener
+from prefork_socketmap.prefork.listener import Endpoint
+from prefork_socketmap.prefork.observer import Observer, tell
 from prefork_socketmap.prefork.parking import Keeper
-from prefork_socketmap.prefork.pool import Child, Pool
+from prefork_socketmap.prefork.pool import Pool
 from prefork_socketmap.prefork.scoreboard import Scoreboard
 from prefork_socketmap.prefork.shared import Shared
 from prefork_socketmap.prefork.signals import Signals
 from prefork_socketmap.prefork.staff import Staff
-from prefork_socketmap.prefork.takeover import Check, State, TakeoverError, Upgrade
+from prefork_socketmap.prefork.succession import Succession
+from prefork_socketmap.prefork.takeover import State, Upgrade
 from prefork_socketmap.prefork.waiting import LONGEST_WAIT
 
 log = logging.getLogger("prefork_socketmap.master")
@@ -40,38 +43,6 @@ _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal
 _NEVER = float("inf")
 _POLL_CHILDREN = 0.1  # where no signal tells of their end
 _RESERVED_DESCRIPTORS = 128  # of the limit: for listeners, channels, logs, and what the embedding program has open
-
-
-Duty = Callable[[float], float]
-"""Does what is due at a time, and returns when it wants to be done again."""
-
-
-class StartError(Exception):
-    """The server cannot start; the text is the reason. ``is_setting``: a setting is wrong, so it never will."""
-
-    def __init__(self, reason: str, *, is_setting: bool = False) -> None:
-        super().__init__(reason)
-        self.is_setting = is_setting
-
-
-class Observer:
-    """What the embedding program wants to know of the master's life. Called in the master's process."""
-
-    def ready(self, generation: int) -> None:
-        """The first generation serves."""
-
-    def reloading(self) -> None:
-        """A reload begins."""
-
-    def reloaded(self, generation: int, problem: str | None) -> None:
-        """A reload is over: *generation* serves now; *problem* is the reason when the reload was refused."""
-
-    def stopping(self) -> None:
-        """The server stops serving."""
-
-    def due(self, now: float) -> float:  # noqa: ARG002
-        """Do what is to be done regularly, at *now* on the monotonic clock; return when to be called again."""
-        return _NEVER
 
 
 class Master:
@@ -100,15 +71,10 @@ class Master:
         self._plan = plan
         self._load = load or (lambda: plan)
         self._observer = observer or Observer()
-        self._inherited = [Listener(sock) for sock in inherited]
+        self._inherited = inherited
         self._lifeline = lifeline
         self._upgrade = upgrade
-        self._check: Check | None = None
         self._state = state
-        self._current: Generation | None = None
-        self._candidate: Generation | None = None
-        self._attempt = "start"
-        self._deferred: set[int] = set()
         self._stopping = False
         self._kill_at = _NEVER
         self.board = board or (Scoreboard.resume(state.board) if state else Scoreboard())
@@ -117,7 +83,8 @@ class Master:
     @property
     def endpoints(self) -> list[Endpoint]:
         """Where the server listens, with the ports that the kernel chose."""
-        return [listener.endpoint for listener in self._current.listeners] if self._current else []
+        current = self._succession.current
+        return [listener.endpoint for listener in current.listeners] if current else []
 
     def run(self) -> None:
         """Serve until TERM (graceful), INT or QUIT (at once) arrives. Raises StartError, or ListenError.
@@ -135,18 +102,27 @@ class Master:
         self._keeper = Keeper(self._shared.lot, self.board)
         self._pool = Pool(self._shared, self._keeper, self._leave_to_child)
         self._staff = Staff(self.board, self._pool, self._shared.lot)
-        self._duties: dict[Duty, float] = dict.fromkeys(
-            (
-                self._watch_jobs,
-                self._staff.replenish,
-                self._staff.shrink,
-                self._staff.look,
-                self._expire_parked,
-                self._kill_stragglers,
-                self._finish_check,
-                self._observer.due,
-            ),
-            0.0,
+        self._succession = Succession(
+            load=self._load,
+            observer=self._observer,
+            upgrade=self._upgrade,
+            inherited=self._inherited,
+            shared=self._shared,
+            keeper=self._keeper,
+            pool=self._pool,
+            staff=self._staff,
+            signals=self._signals,
+            changed=lambda: self._duties.make_all_due(),
+        )
+        self._duties = Duties(
+            self._watch_jobs,
+            self._staff.replenish,
+            self._staff.shrink,
+            self._staff.look,
+            self._expire_parked,
+            self._kill_stragglers,
+            self._succession.finish_check,
+            self._observer.due,
         )
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
@@ -158,9 +134,10 @@ class Master:
         gc.freeze()  # workers share the pages of what exists now for as long as nobody's collector touches them
         try:
             if self._state:
-                self._resume(self._state)
+                self._succession.resume(self._state, self._plan)
+                self._reap()  # nobody was there to be told of a worker's end
             else:
-                self._try_plan(self._plan)
+                self._succession.start(self._plan)
             self._loop()
         finally:
             gc.unfreeze()
@@ -184,25 +161,12 @@ class Master:
     def _loop(self) -> None:
         while not (self._stopping and not self._pool.children):
             longest = LONGEST_WAIT if self._has_signals else _POLL_CHILDREN
-            left = min(max(min(self._duties.values()) - monotonic(), 0.0), longest)
+            left = min(max(self._duties.next() - monotonic(), 0.0), longest)
             for key, _ in self._selector.select(left):
                 key.data()
             if not self._has_signals:
                 self._reap()
-            self._do_duties(monotonic())
-
-    def _do_duties(self, now: float) -> None:
-        """Do what is due; each duty says when it wants to be done again."""
-        for duty, due in self._duties.items():
-            if now >= due:
-                self._duties[duty] = duty(now)
-
-    def _make_due(self, duty: Duty, when: float = 0.0) -> None:
-        """Have *duty* done at *when*, or earlier if it is due earlier."""
-        self._duties[duty] = min(self._duties[duty], when)
-
-    def _make_all_due(self) -> None:
-        self._duties = dict.fromkeys(self._duties, 0.0)
+            self._duties.do(monotonic())
 
     def _watch_jobs(self, now: float) -> float:
         return watchdog.check(self._pool.children.values(), self.board, self._limits.lookup_timeout, now)
@@ -213,21 +177,24 @@ class Master:
 
     @property
     def _limits(self) -> Limits:
-        return (self._current.plan if self._current else self._plan).limits
+        current = self._succession.current
+        return (current.plan if current else self._plan).limits
 
     def _on_signals(self) -> None:
         actions: dict[int, Callable[[], None]] = {
             signal.SIGCHLD: self._reap,
-            signal.SIGHUP: self._begin_reload,
-            signal.SIGUSR2: self._begin_upgrade,
+            signal.SIGHUP: self._succession.reload,
+            signal.SIGUSR2: self._succession.upgrade,
             signal.SIGTERM: self._begin_stop,
             signal.SIGINT: self._stop_at_once,
             signal.SIGQUIT: self._stop_at_once,
         }
         for number in self._signals.take():
+            if self._stopping and number in (signal.SIGHUP, signal.SIGUSR2):
+                continue  # too late for a change
             if action := actions.get(number):  # another one is the embedding program's, and its handler has run
                 action()
-        self._make_all_due()
+        self._duties.make_all_due()
 
     def _on_messages(self) -> None:
         actions = {
@@ -242,193 +209,30 @@ class Master:
         while message := self._shared.inbox.receive():
             actions[message.kind](message)
 
-    # Starting, and reloading.
-
-    def _begin_reload(self) -> None:
-        if self._cannot_obey(signal.SIGHUP):
-            return
-        log.info("reloading")
-        self._attempt = "reload"
-        self._tell(self._observer.reloading)
-        try:
-            self._try_plan(self._load())
-        except Exception as error:  # noqa: BLE001 - whatever it is, the old generation goes on
-            self._refuse(str(error))
-
-    def _cannot_obey(self, number: int) -> bool:
-        """Return whether a signal that wants a change has to wait for one under way, or comes too late for any.
-
-        It is not dropped: what it is about may have changed after the change under way has read it.
-        """
-        if self._candidate or self._check:
-            self._deferred.add(number)
-            return True
-        return self._stopping
-
-    def _send_deferred(self) -> None:
-        while self._deferred:
-            self._signals.send(self._deferred.pop())
-
-    def _try_plan(self, plan: Plan) -> None:
-        """Bind what *plan* needs and start one worker, which has to prove that it can serve."""
-        current = self._current
-        number = current.number + 1 if current else 1
-        existing = current.listeners if current else self._inherited
-        candidate = Generation(number, plan, existing, self._inherited)
-        self.board.learn(plan.names)
-        try:
-            self._pool.fork(candidate)
-        except OSError:
-            candidate.abandon()
-            raise
-        self._candidate = candidate
-
     def _on_ready(self, message: Message) -> None:
         child = self._pool.children.get(message.pid)
         if child:
             child.ready = True
             self._staff.end_pause()
-            if child.generation is self._candidate:
-                self._commit(self._candidate)
+            self._succession.hear_ready(child)
 
     def _on_failed(self, message: Message) -> None:
         child = self._pool.children.get(message.pid)
         if child:
             child.killed = True  # its end is explained
-            self._on_failure(child, message.text, is_setting=bool(message.number))
-
-    def _on_failure(self, child: Child, reason: str, *, is_setting: bool = False) -> None:
-        """Hear that a worker cannot start."""
-        if child.generation is self._candidate:
-            self._refuse(reason, is_setting=is_setting)
-        else:
-            log.error("worker %d cannot start: %s", child.pid, reason)
-            self._staff.pause()
-
-    def _commit(self, candidate: Generation) -> None:
-        """The new generation can serve: let it, and retire the old one."""
-        previous, self._current, self._candidate = self._current, candidate, None
-        candidate.commit()
-        self.board.generation = candidate.number
-        candidate.plan.set_master_title()
-        self._staff.generation = candidate
-        self._staff.replenish(monotonic())
-        self._make_all_due()  # to other limits than before
-        if previous is None:
-            self._keeper.watch([listener.sock for listener in candidate.listeners])
-            log.info("serving %s", ", ".join(map(str, self.endpoints)))
-            self._tell(lambda: self._observer.ready(candidate.number))
-            self._send_deferred()
-            return
-        self.board.reloads_good += 1
-        for child in self._pool.of(previous):
-            child.retire()
-        self._keeper.watch([listener.sock for listener in candidate.listeners])
-        for listener in previous.listeners:
-            if listener not in candidate.listeners:
-                listener.close(unlink=True)
-        log.info("reloaded: generation %d serves %s", candidate.number, ", ".join(map(str, self.endpoints)))
-        self._tell(lambda: self._observer.reloaded(candidate.number, None))
-        self._send_deferred()
-
-    def _refuse(self, reason: str, *, is_setting: bool = False) -> None:
-        """The new generation cannot serve: leave everything as it was."""
-        candidate, self._candidate = self._candidate, None
-        if candidate:
-            candidate.abandon()
-            for child in self._pool.of(candidate):
-                child.retire()
-        if self._current is None:
-            raise StartError(reason, is_setting=is_setting)
-        self.board.reloads_refused += 1
-        log.error("%s refused, generation %d goes on: %s", self._attempt, self._current.number, reason)
-        number = self._current.number
-        self._tell(lambda: self._observer.reloaded(number, reason))
-        self._send_deferred()
-
-    # Replacing the program.
-
-    def _begin_upgrade(self) -> None:
-        if not self._upgrade:
-            log.warning("USR2 ignored: this program cannot be replaced while it runs")
-            return
-        if self._cannot_obey(signal.SIGUSR2):
-            return
-        log.info("checking the new program")
-        self._attempt = "upgrade"
-        self._tell(self._observer.reloading)
-        try:
-            self._check = self._upgrade.begin()
-        except OSError as error:
-            self._refuse(f"the new program cannot be run: {error}")
-            return
-        self._make_due(self._finish_check)
-
-    def _finish_check(self, _now: float) -> float:
-        """Replace the program, if its check is over and went well. Return when the check has to be over."""
-        if not self._check:
-            return _NEVER
-        if not self._check.is_over():
-            return self._check.deadline
-        problem = self._check.problem()
-        self._check = None
-        self._refuse(problem) if problem else self._execute()
-        return _NEVER
-
-    def _execute(self) -> None:
-        assert self._upgrade  # noqa: S101 - for the type checker: it was checked
-        log.info("replacing the program")
-        self._send_deferred()
-        try:
-            with self._signals.left_to_successor():
-                self._save().execute(self._upgrade.execute)
-        except (OSError, TakeoverError) as error:
-            self._refuse(f"the program cannot be replaced: {error}")
-
-    def _save(self) -> State:
-        """Return all that the next program needs to go on."""
-        assert self._current  # noqa: S101 - for the type checker: it serves
-        listeners = self._current.listeners
-        return State(
-            generation=self._current.number,
-            listeners=[each.state() for each in listeners],
-            inherited=[each.sock.fileno() for each in self._inherited],
-            children=self._pool.state(),
-            parked=self._keeper.state(),
-            inbox=(self._shared.inbox.fileno(), self._shared.workers_inbox.fileno()),
-            lifeline=(self._shared.lifeline, self._shared.held),
-            lot=self._shared.lot.state(),
-            board=self.board.fileno(),
-            others=self._upgrade.others if self._upgrade else {},
-        )
-
-    def _resume(self, state: State) -> None:
-        """Go on where the program before this one has left off, and replace its workers."""
-        self._attempt = "upgrade"
-        state.take_descriptors()
-        listeners = [Listener.resume(each) for each in state.listeners]
-        self._inherited = [each for each in listeners if each.sock.fileno() in state.inherited]
-        self._current = Generation.resume(state.generation, self._plan, listeners, self._inherited)
-        self._keeper.resume(state.parked, [each.sock for each in listeners])
-        self._pool.resume(state.children, self._current)
-        self._staff.generation = self._current
-        self._reap()
-        try:
-            self._try_plan(self._plan)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the old workers go on
-            self._refuse(str(error))
+            self._succession.hear_failure(child, message.text, is_setting=bool(message.number))
 
     # The workers.
 
     def _on_shortage(self, _message: Message) -> None:
-        self._make_due(self._staff.replenish, self._staff.hear_of_shortage())
+        self._duties.make_due(self._staff.replenish, self._staff.hear_of_shortage())
 
     def _on_empty_front(self, _message: Message) -> None:
-        self._make_due(self._staff.look, self._staff.hear_of_empty_front())
+        self._duties.make_due(self._staff.look, self._staff.hear_of_empty_front())
 
     def _reap(self) -> None:
         self._on_messages()  # the last words of those that have ended
-        for child, status in self._pool.reap(spare=self._check.pid if self._check else 0):
+        for child, status in self._pool.reap(spare=self._succession.check_pid):
             self._keeper.lose_worker(child.row.slot)
             if status == 0 or child.killed or self._stopping:
                 continue
@@ -437,12 +241,11 @@ class Master:
             if child.ready:
                 log.warning("worker %d %s; it is replaced", child.pid, ending)
             else:
-                self._on_failure(child, f"worker {child.pid} {ending} before it was ready")
-        if self._candidate and not self._stopping and not self._pool.of(self._candidate):
-            self._refuse("the new worker did not become ready")
-        self._make_all_due()  # the check of a new program is a child, too
+                self._succession.hear_failure(child, f"worker {child.pid} {ending} before it was ready")
+        self._succession.hear_end()
+        self._duties.make_all_due()  # the check of a new program is a child, too
         # One that was called to the front may have ended on its way there.
-        self._make_due(self._staff.look, self._staff.hear_of_empty_front())
+        self._duties.make_due(self._staff.look, self._staff.hear_of_empty_front())
 
     # The lot.
 
@@ -453,7 +256,7 @@ class Master:
             message.connection.close()
         else:
             self._keeper.park(message.connection, self._limits.max_parked or self._room_to_park)
-            self._make_due(self._expire_parked, monotonic() + self._limits.park_timeout)
+            self._duties.make_due(self._expire_parked, monotonic() + self._limits.park_timeout)
 
     def _on_fetch(self, message: Message) -> None:
         child = self._pool.children.get(message.pid)
@@ -472,15 +275,10 @@ class Master:
             return
         log.info("stopping")
         self._stopping = True
-        self._staff.generation = None
         self.board.stopping = True
-        self._tell(self._observer.stopping)
+        tell(self._observer.stopping)
         self._kill_at = monotonic() + (self._limits.stop_timeout or _NEVER)
-        self._close_listeners()
-        self._candidate = None  # whether it could serve does not matter any more
-        if self._check:
-            self._check.cancel()
-            self._check = None
+        self._succession.end()
         self._keeper.close_silent()
         for child in self._pool.children.values():
             child.retire()
@@ -501,17 +299,9 @@ class Master:
         self._kill_at = _NEVER
         return _NEVER
 
-    def _close_listeners(self) -> None:
-        self._keeper.watch([])
-        for generation in (self._current, self._candidate):
-            for listener in generation.listeners if generation else ():
-                listener.close(unlink=True)
-
     def _close(self) -> None:
         """Leave nothing behind: no process, no socket file, no descriptor."""
-        self._close_listeners()
-        for listener in self._inherited:
-            listener.close()
+        self._succession.end()
         self._pool.kill()
         for child in self._pool.children.values():
             child.wait()
@@ -525,13 +315,6 @@ class Master:
         self._signals.close()
         self._selector.close()
         self._shared.leave_to_child()
-
-    def _tell(self, event: Callable[[], None]) -> None:
-        """Tell the observer. What goes wrong there is no reason to stop serving."""
-        try:
-            event()
-        except Exception:
-            log.exception("after-effects of a change of state are incomplete")
 
 
 def _raise_descriptor_limit() -> int:

@@ -17,7 +17,8 @@ import pytest
 from prefork_socketmap.config import Config
 from prefork_socketmap.prefork.generation import Plan
 from prefork_socketmap.prefork.listener import Endpoint
-from prefork_socketmap.prefork.master import Master, Observer
+from prefork_socketmap.prefork.master import Master
+from prefork_socketmap.prefork.observer import Observer
 from prefork_socketmap.prefork.tallies import Tallies
 from prefork_socketmap.service import Service
 from prefork_socketmap.settings import SettingError

@@ -1,0 +1,272 @@
+"""Succession: how one generation of workers, or one program, follows another.
+
+Whatever can fail is tried before anything is given up. A new generation binds its listeners and starts one worker;
+only when that worker is ready is the old generation retired. A new program is run in a child first, to check that it
+would start. What fails leaves everything as it was, and the reason is told.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from time import monotonic
+
+from prefork_socketmap.prefork.generation import Generation, Plan
+from prefork_socketmap.prefork.listener import Listener
+from prefork_socketmap.prefork.observer import Observer, tell
+from prefork_socketmap.prefork.parking import Keeper
+from prefork_socketmap.prefork.pool import Child, Pool
+from prefork_socketmap.prefork.shared import Shared
+from prefork_socketmap.prefork.signals import Signals
+from prefork_socketmap.prefork.staff import Staff
+from prefork_socketmap.prefork.takeover import Check, State, TakeoverError, Upgrade
+
+log = logging.getLogger("prefork_socketmap.master")
+
+_NEVER = float("inf")
+
+
+class StartError(Exception):
+    """The server cannot start; the text is the reason. ``is_setting``: a setting is wrong, so it never will."""
+
+    def __init__(self, reason: str, *, is_setting: bool = False) -> None:
+        super().__init__(reason)
+        self.is_setting = is_setting
+
+
+class Succession:
+    """The generation that serves, ``current``, and the change to the next one that may be under way.
+
+    *load* returns the plan of the next generation; *changed* is called when a change has come to its end.
+    """
+
+    def __init__(
+        self,
+        *,
+        load: Callable[[], Plan],
+        observer: Observer,
+        upgrade: Upgrade | None,
+        inherited: Sequence[socket.socket],
+        shared: Shared,
+        keeper: Keeper,
+        pool: Pool,
+        staff: Staff,
+        signals: Signals,
+        changed: Callable[[], None],
+    ) -> None:
+        self.current: Generation | None = None
+        self._load = load
+        self._observer = observer
+        self._upgrade = upgrade
+        self._inherited = [Listener(sock) for sock in inherited]
+        self._shared = shared
+        self._board = shared.board
+        self._keeper = keeper
+        self._pool = pool
+        self._staff = staff
+        self._signals = signals
+        self._changed = changed
+        self._candidate: Generation | None = None
+        self._check: Check | None = None
+        self._attempt = "start"
+        self._deferred: set[int] = set()
+
+    # Generations.
+
+    def start(self, plan: Plan) -> None:
+        """Try the first plan. Raises ListenError; what else fails becomes a StartError, now or later."""
+        self._try(plan)
+
+    def reload(self) -> None:
+        """Try the plan that is loaded now, on HUP."""
+        if self._has_to_wait(signal.SIGHUP):
+            return
+        log.info("reloading")
+        self._attempt = "reload"
+        tell(self._observer.reloading)
+        self._try_or_refuse(self._load)
+
+    def _has_to_wait(self, number: int) -> bool:
+        """Return whether a signal that wants a change has to wait for the end of one that is under way.
+
+        It is not dropped: what it is about may have changed after the change under way has read it.
+        """
+        if self._candidate or self._check:
+            self._deferred.add(number)
+            return True
+        return False
+
+    def _try_or_refuse(self, load: Callable[[], Plan]) -> None:
+        try:
+            self._try(load())
+        except Exception as error:  # noqa: BLE001 - whatever it is, the old generation goes on
+            self._refuse(str(error))
+
+    def _try(self, plan: Plan) -> None:
+        """Bind what *plan* needs and start one worker, which has to prove that it can serve."""
+        current = self.current
+        number = current.number + 1 if current else 1
+        existing = current.listeners if current else self._inherited
+        candidate = Generation(number, plan, existing, self._inherited)
+        self._board.learn(plan.names)
+        try:
+            self._pool.fork(candidate)
+        except OSError:
+            candidate.abandon()
+            raise
+        self._candidate = candidate
+
+    def hear_ready(self, child: Child) -> None:
+        """Hear that a worker is ready."""
+        if self._candidate and child.generation is self._candidate:
+            self._commit(self._candidate)
+
+    def hear_failure(self, child: Child, reason: str, *, is_setting: bool = False) -> None:
+        """Hear that a worker cannot start."""
+        if self._candidate and child.generation is self._candidate:
+            self._refuse(reason, is_setting=is_setting)
+        else:
+            log.error("worker %d cannot start: %s", child.pid, reason)
+            self._staff.pause()
+
+    def hear_end(self) -> None:
+        """Hear that workers have ended: perhaps the one that had to prove itself."""
+        if self._candidate and not self._pool.of(self._candidate):
+            self._refuse("the new worker did not become ready")
+
+    def _commit(self, candidate: Generation) -> None:
+        """The new generation can serve: let it, and retire the old one."""
+        previous, self.current, self._candidate = self.current, candidate, None
+        candidate.commit()
+        candidate.plan.set_master_title()
+        self._board.generation = candidate.number
+        self._staff.generation = candidate
+        self._staff.replenish(monotonic())
+        for child in self._pool.of(previous) if previous else ():
+            child.retire()
+        self._keeper.watch([listener.sock for listener in candidate.listeners])
+        for listener in previous.listeners if previous else ():
+            if listener not in candidate.listeners:
+                listener.close(unlink=True)
+        self._tell_of(candidate, is_first=previous is None)
+        self._end_change()
+
+    def _tell_of(self, generation: Generation, *, is_first: bool) -> None:
+        where = ", ".join(str(listener.endpoint) for listener in generation.listeners)
+        if is_first:
+            log.info("serving %s", where)
+            tell(lambda: self._observer.ready(generation.number))
+        else:
+            self._board.reloads_good += 1
+            log.info("reloaded: generation %d serves %s", generation.number, where)
+            tell(lambda: self._observer.reloaded(generation.number, None))
+
+    def _refuse(self, reason: str, *, is_setting: bool = False) -> None:
+        """The change is not possible: leave everything as it was."""
+        candidate, self._candidate = self._candidate, None
+        if candidate:
+            candidate.abandon()
+            for child in self._pool.of(candidate):
+                child.retire()
+        if self.current is None:
+            raise StartError(reason, is_setting=is_setting)
+        number = self.current.number
+        self._board.reloads_refused += 1
+        log.error("%s refused, generation %d goes on: %s", self._attempt, number, reason)
+        tell(lambda: self._observer.reloaded(number, reason))
+        self._end_change()
+
+    def _end_change(self) -> None:
+        self._changed()
+        while self._deferred:
+            self._signals.send(self._deferred.pop())
+
+    # Programs.
+
+    def upgrade(self) -> None:
+        """Check the program that is installed by now, to replace this one by it, on USR2."""
+        if not self._upgrade:
+            log.warning("USR2 ignored: this program cannot be replaced while it runs")
+            return
+        if self._has_to_wait(signal.SIGUSR2):
+            return
+        log.info("checking the new program")
+        self._attempt = "upgrade"
+        tell(self._observer.reloading)
+        try:
+            self._check = self._upgrade.begin()
+        except OSError as error:
+            self._refuse(f"the new program cannot be run: {error}")
+        else:
+            self._changed()
+
+    @property
+    def check_pid(self) -> int:
+        """The pid of the check under way, 0 when there is none."""
+        return self._check.pid if self._check else 0
+
+    def finish_check(self, _now: float) -> float:
+        """Replace the program, if its check is over and went well. Return when the check has to be over."""
+        if not self._check:
+            return _NEVER
+        if not self._check.is_over():
+            return self._check.deadline
+        problem = self._check.problem()
+        self._check = None
+        if problem:
+            self._refuse(problem)
+        else:
+            self._execute()
+        return _NEVER
+
+    def _execute(self) -> None:
+        if not (self._upgrade and self.current):
+            return
+        log.info("replacing the program")
+        self._end_change()
+        try:
+            with self._signals.left_to_successor():
+                self._state(self.current, self._upgrade).execute(self._upgrade.execute)
+        except (OSError, TakeoverError) as error:
+            self._refuse(f"the program cannot be replaced: {error}")
+
+    def _state(self, current: Generation, upgrade: Upgrade) -> State:
+        """Return all that the next program needs to go on."""
+        shared = self._shared
+        return State(
+            generation=current.number,
+            listeners=[each.state() for each in current.listeners],
+            inherited=[each.sock.fileno() for each in self._inherited],
+            children=self._pool.state(),
+            parked=self._keeper.state(),
+            inbox=(shared.inbox.fileno(), shared.workers_inbox.fileno()),
+            lifeline=(shared.lifeline, shared.held),
+            lot=shared.lot.state(),
+            board=self._board.fileno(),
+            others=upgrade.others,
+        )
+
+    def resume(self, state: State, plan: Plan) -> None:
+        """Go on where the program before this one has left off, and replace its workers by ones of *plan*."""
+        self._attempt = "upgrade"
+        state.take_descriptors()
+        listeners = [Listener.resume(each) for each in state.listeners]
+        self._inherited = [each for each in listeners if each.sock.fileno() in state.inherited]
+        self.current = Generation.resume(state.generation, plan, listeners, self._inherited)
+        self._keeper.resume(state.parked, [each.sock for each in listeners])
+        self._pool.resume(state.children, self.current)
+        self._staff.generation = self.current
+        self._try_or_refuse(lambda: plan)
+
+    # The end.
+
+    def end(self) -> None:
+        """Close all listeners, and care no more about a change under way."""
+        self._keeper.watch([])
+        for generation in (self.current, self._candidate):
+            for listener in generation.listeners if generation else self._inherited:
+                listener.close(unlink=True)
+        self._candidate = None
+        self._staff.generation = None
