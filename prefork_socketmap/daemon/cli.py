@@ -6,6 +6,7 @@ A module that does something is imported when its command is given, so that each
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import signal
@@ -18,6 +19,7 @@ from prefork_socketmap.daemon.configfile import DEFAULT_PATH
 from prefork_socketmap.settings import SettingError
 
 PROGRAM = "prefork-socketmap"
+_DAY = 86400.0
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,6 +73,7 @@ def parser() -> Parser:
     _add_serve(commands)
     _add_check(commands)
     _add_control(commands)
+    _add_status(commands)
     _add_query(commands)
     return top
 
@@ -104,12 +107,41 @@ def _add_control(commands: argparse._SubParsersAction[Parser]) -> None:
         "reload": "make the running server read its config file again, and wait until it has",
         "upgrade": "make the running server run the program that is installed by now, and wait until it does",
         "stop": "let the running server finish its lookups and stop, and wait until it is gone",
-        "status": "tell whether the server runs; exit 0: it does, 1: it died, 3: it does not",
     }.items():
         command = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
         _add_config(command)
         _add_pid_file(command)
         command.set_defaults(run=f"control:{name}")
+
+
+def _add_status(commands: argparse._SubParsersAction[Parser]) -> None:
+    status = commands.add_parser(
+        "status",
+        help="tell whether the server runs, and what it does",
+        description="Tell whether the server runs, and what it does. Exit status: 0 it does, 1 it died, 3 it does "
+        "not run, 4 that is not known.",
+    )
+    _add_config(status)
+    _add_pid_file(status)
+    formats = status.add_mutually_exclusive_group()
+    for name, what in {"json": "as JSON", "prometheus": "in the text format of Prometheus"}.items():
+        formats.add_argument(f"--{name}", action="store_const", const=name, dest="format", help=what)
+    status.add_argument(
+        "--watch",
+        metavar="SECONDS",
+        nargs="?",
+        const=2.0,
+        type=_pause,
+        help="tell it again and again, every %(const)g seconds by default, until interrupted",
+    )
+    status.set_defaults(run="status:status", format="text")
+
+
+def _pause(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) <= _DAY:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not accepted here; expected a number of seconds, a day at most")
 
 
 def _add_query(commands: argparse._SubParsersAction[Parser]) -> None:

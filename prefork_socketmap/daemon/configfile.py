@@ -64,6 +64,11 @@ class Places:
         """What the master tells about itself."""
         return self.runtime_dir / "state.json"
 
+    @property
+    def scoreboard(self) -> Path:
+        """What master and workers write about what they do."""
+        return self.runtime_dir / "scoreboard"
+
     def with_pid_file(self, path: Path | None) -> Places:
         """Return these places, but with another pid file if *path* is one."""
         return dataclasses.replace(self, pid_file=path, are_defaults=False) if path else self

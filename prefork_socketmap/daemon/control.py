@@ -1,4 +1,4 @@
-"""The commands ``reload``, ``upgrade``, ``stop`` and ``status``: they find the running server, signal it, and wait.
+"""The commands ``reload``, ``upgrade`` and ``stop``: they find the running server, signal it, and wait.
 
 Whom to signal is told by the lock on the pid file, and the signal is sent through a descriptor of that very process
 (pidfd_open(2)): no other process ever gets it, however stale a file is.
@@ -21,11 +21,7 @@ from prefork_socketmap.daemon import configfile, pidfile, state
 from prefork_socketmap.daemon.configfile import Places
 from prefork_socketmap.settings import SettingError
 
-# Exit codes of an init script's "status": LSB, "Init Script Actions".
-DEAD_WITH_PID_FILE = 1
-NOT_RUNNING = 3
-UNKNOWN = 4
-# And of its other actions.
+# Exit codes of an init script's actions: LSB, "Init Script Actions".
 FAILED = 1
 NOT_RUNNING_FOR_AN_ACTION = 7
 
@@ -53,7 +49,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def _running(places: Places) -> Iterator[Server | None]:
+def running(places: Places) -> Iterator[Server | None]:
     """Find the server that holds the lock on the pid file."""
     pid = pidfile.holder(places.pid_file)
     if pid is None:
@@ -83,7 +79,7 @@ def upgrade(arguments: argparse.Namespace) -> int:
 
 def _renew(arguments: argparse.Namespace, number: signal.Signals, what: str) -> int:
     places = configfile.load_places(arguments.config).with_pid_file(arguments.pid_file)
-    with _running(places) as server:
+    with running(places) as server:
         if not server:
             return _complain("not running", NOT_RUNNING_FOR_AN_ACTION)
         sent = time.monotonic()
@@ -108,7 +104,7 @@ def _await_reload(server: Server, file: Path, sent: float) -> state.Reload | Non
 
 def stop(arguments: argparse.Namespace) -> int:
     """Let the server finish its lookups and stop; wait until it is gone and return the exit code."""
-    with _running(_places(arguments)) as server:
+    with running(places_of(arguments)) as server:
         if not server:
             print("prefork-socketmap is not running")
             return os.EX_OK
@@ -118,25 +114,7 @@ def stop(arguments: argparse.Namespace) -> int:
     return os.EX_OK
 
 
-def status(arguments: argparse.Namespace) -> int:
-    """Print whether the server runs; return the exit code that LSB demands of an init script."""
-    places = _places(arguments)
-    try:
-        with _running(places) as server:
-            if server:
-                for line in _describe(server, state.read(places.state_file)):
-                    print(line)
-                return os.EX_OK
-    except PermissionError as error:
-        return _complain(f"not known whether it is running: {error}", UNKNOWN)
-    if places.pid_file.exists():
-        print(f"prefork-socketmap is dead: it left {places.pid_file} behind")
-        return DEAD_WITH_PID_FILE
-    print("prefork-socketmap is not running")
-    return NOT_RUNNING
-
-
-def _places(arguments: argparse.Namespace) -> Places:
+def places_of(arguments: argparse.Namespace) -> Places:
     """Return where the server is found, even if the config file cannot be read by now: it can be stopped anyway."""
     try:
         places = configfile.load_places(arguments.config)
@@ -144,25 +122,6 @@ def _places(arguments: argparse.Namespace) -> Places:
         places = Places()
         print(f"prefork-socketmap: {error}; looking for the server in {places.runtime_dir}", file=sys.stderr)
     return places.with_pid_file(arguments.pid_file)
-
-
-def _describe(server: Server, told: state.State | None) -> Iterator[str]:
-    if not told or told.pid != server.pid:
-        yield f"prefork-socketmap is starting, pid {server.pid}"
-        return
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(told.since))
-    workers = len(_children(server.pid))
-    yield f"prefork-socketmap is running, pid {server.pid}, since {since}"
-    yield f"generation {told.generation}, {workers} worker{'s' if workers != 1 else ''}"
-    if told.reload and told.reload.problem:
-        yield f"the last reload was refused: {told.reload.problem}"
-
-
-def _children(pid: int) -> list[str]:
-    try:
-        return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
 
 
 def _complain(problem: str, code: int) -> int:

@@ -1,0 +1,85 @@
+"""The status as JSON. The keys are documented in prefork-socketmap(8), and stay."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from prefork_socketmap.daemon.report import Counters, Finding, MapReport, Report, WorkerReport
+from prefork_socketmap.prefork.tallies import BOUNDS
+
+
+def render(finding: Finding) -> str:
+    """Return one JSON object."""
+    document: dict[str, Any] = {"running": finding.runs}
+    if finding.pid:
+        document["pid"] = finding.pid
+    if finding.problem:
+        document["problem"] = finding.problem
+    if finding.report:
+        document |= _report(finding.report)
+    return json.dumps(document, indent=2) + "\n"
+
+
+def _report(report: Report) -> dict[str, Any]:
+    return {
+        "started": report.started,
+        "generation": report.generation,
+        "connections": {
+            "active": report.active,
+            "parked": report.parked,
+            "accepted": report.accepted,
+            "refused": report.refused,
+            "closed_by_limits": report.closed_by_limits,
+        },
+        "workers": {
+            "spawned": report.spawned,
+            "died": report.died,
+            "killed": report.killed,
+            "throttled": report.throttled,
+            "states": report.count_states(),
+        },
+        "reloads": {"good": report.reloads_good, "refused": report.reloads_refused},
+        "maps": {each.name: _map(each) for each in report.maps},
+        "slots": [_slot(each) for each in report.workers],
+    }
+
+
+def _map(each: MapReport) -> dict[str, Any]:
+    counters, cache = each.counters, each.cache
+    return {
+        **_counters(counters),
+        "p50_seconds": counters.quantile(0.5),
+        "p90_seconds": counters.quantile(0.9),
+        "p99_seconds": counters.quantile(0.99),
+        "buckets": [
+            {"below_seconds": bound, "lookups": number}
+            for bound, number in zip((*BOUNDS, None), counters.buckets, strict=True)
+            if number
+        ],
+        "cache": vars(cache).copy() if cache.exists else None,
+    }
+
+
+def _slot(each: WorkerReport) -> dict[str, Any]:
+    return {
+        "slot": each.slot,
+        "pid": each.pid,
+        "generation": each.generation,
+        "state": each.state,
+        "since": each.since,
+        "map": each.map,
+        "lookup_seconds": each.lookup_seconds,
+        "client": each.client,
+        **_counters(each.counters),
+    }
+
+
+def _counters(counters: Counters) -> dict[str, Any]:
+    return {
+        "lookups": counters.jobs,
+        "replies": counters.replies,
+        "total_seconds": counters.seconds,
+        "mean_seconds": counters.mean,
+        "worst_seconds": counters.worst if counters.jobs else None,
+    }

@@ -1,0 +1,193 @@
+"""What the scoreboard of a running server says, in the words of those who run it.
+
+Everything is read from shared memory: no process is asked, and none has to answer.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from prefork_socketmap.prefork.scoreboard import Row, Scoreboard, State
+from prefork_socketmap.prefork.tallies import OTHER, Totals
+from prefork_socketmap.service import ANY_OTHER_MAP, COLUMNS, NO_SUCH_MAP
+
+_STATES = {
+    State.STARTING: "starting",
+    State.IDLE: "idle",
+    State.RESERVE: "idle",
+    State.BUSY: "busy",
+    State.WAITING: "waiting",
+    State.LEAVING: "leaving",
+    State.STOPPED: "stopped",
+}
+_WITH_A_CLIENT = (State.BUSY, State.WAITING)
+_NOT_IN_THE_FILE = (OTHER, ANY_OTHER_MAP, NO_SUCH_MAP)
+
+
+class Counters(Totals):
+    """Lookups, by reply and by the time they took."""
+
+    @property
+    def replies(self) -> dict[str, int]:
+        """How many replies there were with each status word."""
+        return {status.value: number for status, number in zip(COLUMNS, self.columns, strict=False)}
+
+
+@dataclass
+class CacheReport:
+    """The caches of one map, in all workers together."""
+
+    hits: int = 0
+    misses: int = 0
+    stale: int = 0
+    entries: int = 0
+
+    def add(self, extras: Sequence[int], *, alive: bool) -> None:
+        """Add a worker's; the entries of one that has ended are gone."""
+        hits, misses, stale, entries = extras
+        self.hits += hits
+        self.misses += misses
+        self.stale += stale
+        self.entries += entries if alive else 0
+
+    @property
+    def exists(self) -> bool:
+        """Whether any worker has such a cache, as far as can be told: one that nobody asked has left no trace."""
+        return bool(self.hits or self.misses)
+
+
+@dataclass
+class MapReport:
+    """One map, in all workers together, those included that have ended."""
+
+    name: str
+    counters: Counters = field(default_factory=Counters)
+    cache: CacheReport = field(default_factory=CacheReport)
+
+    @property
+    def is_of_interest(self) -> bool:
+        """Whether it is a map of the config file, or has been asked."""
+        return self.name not in _NOT_IN_THE_FILE or bool(self.counters.jobs)
+
+
+@dataclass(frozen=True)
+class WorkerReport:
+    """A worker. Its counters are those of its slot: its predecessors' are included."""
+
+    slot: int
+    pid: int
+    generation: int
+    state: str
+    since: float
+    """When it entered its state, in seconds since the epoch."""
+    map: str | None
+    """The map that is asked at this moment."""
+    lookup_seconds: float | None
+    """How long the lookup under way has taken until now."""
+    client: str | None
+    counters: Counters
+
+
+@dataclass(frozen=True)
+class Report:
+    """A running server at one moment. Times are in seconds, ``started`` since the epoch."""
+
+    pid: int
+    started: float
+    generation: int
+    active: int
+    parked: int
+    accepted: int
+    refused: int
+    closed_by_limits: int
+    spawned: int
+    died: int
+    killed: int
+    throttled: int
+    reloads_good: int
+    reloads_refused: int
+    maps: Sequence[MapReport]
+    workers: Sequence[WorkerReport]
+
+    def count_states(self) -> dict[str, int]:
+        """Return how many workers are in each state, for all states."""
+        counts = dict.fromkeys(_STATES.values(), 0)
+        for worker in self.workers:
+            counts[worker.state] += 1
+        return counts
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found: an exit code, a line that says so, and the details, where there are any."""
+
+    code: int
+    line: str
+    pid: int | None = None
+    report: Report | None = None
+    problem: str | None = None
+    """Why there are no details, or why the last reload was refused."""
+
+    @property
+    def runs(self) -> bool:
+        """Whether the server runs."""
+        return self.code == os.EX_OK
+
+
+def make(board: Scoreboard) -> Report:
+    """Read *board*."""
+    rows = board.rows()
+    maps = [MapReport(name) for name in board.names()]
+    workers = list(_read_slots(board, rows, maps))
+    with_a_client = [row for row in rows if row.state in _WITH_A_CLIENT]
+    return Report(
+        pid=board.pid,
+        started=board.started,
+        generation=board.generation,
+        active=len(with_a_client),
+        # What a worker serves is in the lot, too, unless it is new.
+        parked=max(board.in_lot - sum(not row.has_new for row in with_a_client), 0),
+        accepted=sum(row.connections for row in rows),
+        refused=sum(row.refused for row in rows),
+        closed_by_limits=board.closed_by_limits,
+        spawned=board.workers_spawned,
+        died=board.workers_died,
+        killed=board.workers_killed,
+        throttled=board.workers_throttled,
+        reloads_good=board.reloads_good,
+        reloads_refused=board.reloads_refused,
+        maps=sorted((each for each in maps if each.is_of_interest), key=lambda each: each.name),
+        workers=workers,
+    )
+
+
+def _read_slots(board: Scoreboard, rows: Sequence[Row], maps: Sequence[MapReport]) -> Iterator[WorkerReport]:
+    """Add the tallies of all slots to *maps*; yield the workers that there are."""
+    for row in rows:
+        state = row.state
+        counters = Counters()
+        for tally in board.tallies(row.slot):
+            counters.add(tally)
+            maps[tally.index].counters.add(tally)
+            maps[tally.index].cache.add(tally.extras, alive=state is not State.FREE)
+        if state is not State.FREE:
+            yield _worker(row, state, counters, maps)
+
+
+def _worker(row: Row, state: State, counters: Counters, maps: Sequence[MapReport]) -> WorkerReport:
+    now = time.monotonic()
+    started = row.job_started
+    return WorkerReport(
+        slot=row.slot,
+        pid=row.pid,
+        generation=row.generation,
+        state=_STATES[state],
+        since=time.time() - (now - row.since),
+        map=maps[row.job_name].name if started else None,
+        lookup_seconds=max(now - started, 0.0) if started else None,
+        client=row.client if state in _WITH_A_CLIENT else None,
+        counters=counters,
+    )

@@ -1,0 +1,105 @@
+"""The status for people: a summary, a table of the maps, a table of the workers."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+from prefork_socketmap.daemon.report import Counters, Finding, MapReport, Report, WorkerReport
+
+_QUANTILES = (0.5, 0.9, 0.99)
+_GAP = "  "
+
+
+def render(finding: Finding) -> str:
+    """Return the lines, cut at the width of the terminal, if it is one."""
+    lines = [finding.line, *_lines(finding.report)] if finding.report else [finding.line]
+    if finding.problem:
+        lines.insert(2, finding.problem)
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        lines = [line[:width] for line in lines]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _lines(report: Report) -> Iterator[str]:
+    number = len(report.workers)
+    states = ", ".join(f"{count} {state}" for state, count in report.count_states().items() if count)
+    yield f"generation {report.generation}, {number} worker{'s' if number != 1 else ''}" + (
+        f": {states}" if states else ""
+    )
+    yield (
+        f"connections: {report.active} active, {report.parked} parked; {report.accepted} accepted, "
+        f"{report.refused} refused, {report.closed_by_limits} closed by limits"
+    )
+    yield (
+        f"workers: {report.spawned} spawned, {report.died} died, {report.killed} killed, "
+        f"{report.throttled} throttled; reloads: {report.reloads_good} good, {report.reloads_refused} refused"
+    )
+    yield ""
+    yield from _table([_map_row(each) for each in report.maps], left=("map",))
+    yield ""
+    yield from _table([_worker_row(each) for each in report.workers], left=("state", "map", "client"))
+
+
+def _map_row(each: MapReport) -> Mapping[str, str]:
+    counters, cache = each.counters, each.cache
+    row = {"map": _printable(each.name)} | _counts(counters)
+    row |= {f"p{round(share * 100)}": _duration(counters.quantile(share)) for share in _QUANTILES}
+    row |= {"worst": _duration(counters.worst if counters.jobs else None)}
+    asked = cache.hits + cache.misses
+    row["cached"] = f"{100 * cache.hits / asked:.0f}%" if asked else ""
+    row["entries"] = str(cache.entries) if cache.exists else ""
+    row["stale"] = str(cache.stale) if cache.exists else ""
+    return row
+
+
+def _worker_row(each: WorkerReport) -> Mapping[str, str]:
+    counters = each.counters
+    asked = each.map and f"{_printable(each.map)} ({_duration(each.lookup_seconds)})"
+    return {
+        "slot": str(each.slot),
+        "pid": str(each.pid),
+        "gen": str(each.generation),
+        "state": each.state,
+        "for": _duration(max(time.time() - each.since, 0.0)),
+        **_counts(counters),
+        "mean": _duration(counters.mean),
+        "worst": _duration(counters.worst if counters.jobs else None),
+        "map": asked or "",
+        "client": each.client or "",
+    }
+
+
+def _counts(counters: Counters) -> dict[str, str]:
+    replies = {word: str(number) for word, number in counters.replies.items()}
+    return {"lookups": str(counters.jobs), **replies}
+
+
+def _table(rows: Sequence[Mapping[str, str]], left: Sequence[str]) -> Iterator[str]:
+    """Yield the table's lines. Columns in which nothing stands are left out; those in *left* are aligned left."""
+    titles = [title for title in (rows[0] if rows else ()) if any(row[title] for row in rows)]
+    widths = {title: max(len(title), *(len(row[title]) for row in rows)) for title in titles}
+    for row in ({title: title for title in titles}, *rows) if titles else ():
+        cells = (
+            row[title].ljust(widths[title]) if title in left else row[title].rjust(widths[title]) for title in titles
+        )
+        yield _GAP.join(cells).rstrip()
+
+
+def _duration(seconds: float | None) -> str:
+    """Return a time in two or three digits, in the unit that fits."""
+    if seconds is None:
+        return "-"
+    for limit, factor, unit in ((1e-3, 1e6, "us"), (1.0, 1e3, "ms"), (120.0, 1.0, "s"), (7200.0, 1 / 60, "min")):
+        if seconds < limit:
+            value = seconds * factor
+            return f"{value:.1f}{unit}" if value < 10 and unit != "us" else f"{value:.0f}{unit}"
+    return f"{seconds / 3600:.0f}h"
+
+
+def _printable(text: str) -> str:
+    """Return *text* with what is no plain character written as an escape: a name may hold anything."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
