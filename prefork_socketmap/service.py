@@ -12,7 +12,7 @@ from time import monotonic
 
 from prefork_socketmap.config import Config
 from prefork_socketmap.prefork.connection import Connection, Ending
-from prefork_socketmap.prefork.tallies import Tallies
+from prefork_socketmap.prefork.tallies import Tallies, Tally
 from prefork_socketmap.prefork.worker import Overdue
 from prefork_socketmap.socketmap import netstring
 from prefork_socketmap.socketmap.messages import (
@@ -38,6 +38,7 @@ _COLUMN = {status.prefix: index for index, status in enumerate(COLUMNS)}  # the 
 ANY_OTHER_MAP = "(default)"
 NO_SUCH_MAP = "(unknown)"
 
+_OK = Status.OK  # Enum looks its members up in a slow way
 _MALFORMED = Reply.perm_fail("malformed request")
 _NO_SUCH_MAP = Reply.temp_fail("the lookup map does not exist")
 _FAILED = Reply.temp_fail("lookup failed")
@@ -63,8 +64,7 @@ class Service:
         log_lookups: bool = False,
     ) -> None:
         self._maps = {name: (lookup, tallies[name]) for name, lookup in maps.items()}
-        self._default = default
-        self._others = tallies[name_of_others(default is not None)]
+        self._others = default or _no_such_map, tallies[name_of_others(default is not None)]
         self._max_request_size = config.max_request_size
         self._max_reply_size = config.max_reply_size
         self._read_timeout = config.read_timeout or float("inf")
@@ -101,16 +101,22 @@ class Service:
         except MalformedRequestError as error:
             log.warning("%s: malformed request: %s", connection.client, error)
             return _MALFORMED.encode()
-        began = monotonic() if self._log_lookups else 0.0
-        status, reply = self._encode(name, key, self._look_up(name, key, connection))
-        connection.count(_COLUMN[status.prefix])
+        found = self._maps.get(name)
+        if found is not None:
+            lookup, tally = found
+            answer = self._look_up(name, (key,), lookup, tally, connection)
+        else:
+            default, tally = self._others
+            answer = self._look_up(name, (name, key), default, tally, connection)
+        status, reply = self._encode(name, key, answer)
+        tally.count(_COLUMN[status.prefix], connection.job_time)
         if self._log_lookups:
             # What the client wrote stands last, and in brackets as in Postfix's log: a key may hold ", status=OK".
             lookups.info(
                 "lookup: client=%s, status=%s, time=%.1f ms, map=%s, key=<%s>",
                 connection.client,
                 status.value,
-                (monotonic() - began) * 1000,
+                connection.job_time * 1000,
                 name,
                 key,
             )
@@ -129,26 +135,32 @@ class Service:
             reply = _INVALID
         return reply.status, reply.encode()
 
-    def _look_up(self, name: str, key: str, connection: Connection) -> Answer:
-        """Return what the map says of *key*; whatever goes wrong in it becomes a reply."""
+    def _look_up(
+        self,
+        name: str,
+        question: tuple[str, ...],
+        lookup: Callable[..., Answer],
+        tally: Tally,
+        connection: Connection,
+    ) -> Answer:
+        """Return what *lookup* says to the *question*; whatever goes wrong in it becomes a reply."""
         try:
             try:
-                found = self._maps.get(name)
-                if found is not None:
-                    lookup, tally = found
-                    connection.job_begins(tally)
-                    return lookup(key)
-                connection.job_begins(self._others)
-                return self._default(name, key) if self._default else _NO_SUCH_MAP
+                connection.job_begins(tally.index)
+                return lookup(*question)
             finally:
                 connection.job_ends()
         except (TimeoutError, Overdue):
             connection.job_ends()  # again: the interruption may have hit right before the first time
-            log.warning("map %r, key %r: lookup timed out", name, key)
+            log.warning("map %r, key %r: lookup timed out", name, question[-1])
             return _TIMED_OUT
         except BaseException:  # a SystemExit, too, is the lookup's failure, and no reason for the worker to go
-            log.exception("map %r, key %r: lookup failed", name, key)
+            log.exception("map %r, key %r: lookup failed", name, question[-1])
             return _FAILED
+
+
+def _no_such_map(_name: str, _key: str) -> Reply:
+    return _NO_SUCH_MAP
 
 
 def tally_names(maps: Iterable[str], *, has_default: bool) -> list[str]:
@@ -167,5 +179,5 @@ def _to_reply(answer: Answer) -> Reply:
     if isinstance(answer, Reply):
         return answer
     if isinstance(answer, str):
-        return Reply(Status.OK, answer)
+        return Reply(_OK, answer)
     raise InvalidReplyError(f"{type(answer).__name__}; return a str, a Reply, or None for 'not found'")

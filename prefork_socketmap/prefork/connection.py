@@ -48,8 +48,7 @@ class Connection:
     ``client`` is the peer's IP address, or ``"local"`` for a Unix socket. ``number`` and ``serial`` say where it
     stands in the lot, if it does (see ``parking``). ``ending`` says how a turn of serving it ended; a handler sets it
     to REFUSED when it has sent something after which it does not want to read on. ``job_begins`` and ``job_ends``
-    enclose what the job's time limit is for: past it, ``Overdue`` is raised in between. ``count`` then says how the
-    job ended.
+    enclose what the job's time limit is for: past it, ``Overdue`` is raised in between.
     """
 
     def __init__(self, sock: socket.socket, worker: Worker, number: int = 0, serial: int = 0) -> None:
@@ -59,7 +58,6 @@ class Connection:
         self.ending = Ending.GONE
         self.job_begins = worker.job_begins
         self.job_ends = worker.job_ends
-        self.count = worker.count
         self._worker = worker
         self._recv = sock.recv
         if sock.gettimeout() is not None:
@@ -70,6 +68,11 @@ class Connection:
         # A new client has more than one question, as a rule: Postfix asks for sender and recipient in one go.
         self._is_busy = True
         self.client = sock.getpeername()[0] if self._is_tcp else "local"
+
+    @property
+    def job_time(self) -> float:
+        """How long the last job took, in seconds."""
+        return self._worker.job_time
 
     def set_options(self) -> None:
         """Set the options of a socket that was just accepted."""

@@ -29,7 +29,7 @@ from prefork_socketmap.prefork.listener import Listener
 from prefork_socketmap.prefork.parking import Lot
 from prefork_socketmap.prefork.scoreboard import Row, Scoreboard, State
 from prefork_socketmap.prefork.signals import Signals
-from prefork_socketmap.prefork.tallies import Tallies, Tally
+from prefork_socketmap.prefork.tallies import Tallies
 from prefork_socketmap.prefork.waiting import SilenceWait
 from prefork_socketmap.settings import SettingError
 
@@ -122,7 +122,7 @@ class Worker:
         )
         self._silence = SilenceWait(self._signals, around.lifeline)
         self._title = ""
-        self._last_job_time = 0.0
+        self.job_time = 0.0
         self._jobs_left = _vary(around.limits.max_use) or -1
 
     def start(self) -> None:
@@ -219,7 +219,7 @@ class Worker:
 
     def _take_from_lot(self, number: int) -> Connection | None:
         serial = self._lot.hold(number, self.row)
-        self._become_busy(for_long=self._last_job_time > _SLOW)
+        self._become_busy(for_long=self.job_time > _SLOW)
         connection = self._known.get(number)
         if connection is None or connection.serial != serial:
             connection = self._meet(number, serial)
@@ -337,21 +337,16 @@ class Worker:
                 return True
         return False
 
-    def job_begins(self, tally: Tally) -> None:
-        """Begin a job, which counts for *tally* and for max_use, and may be interrupted from now on."""
+    def job_begins(self, name: int) -> None:
+        """Begin a job, for the name with this index; it counts for max_use, and may be interrupted from now on."""
         self._jobs_left -= 1
         if not self._jobs_left:
             self.must_leave = True
-        self._tally = tally
-        self.row.job_begins(tally.index)
+        self.row.job_begins(name)
 
     def job_ends(self) -> None:
         """End the job."""
-        self._last_job_time = self.row.job_ends() or self._last_job_time
-
-    def count(self, column: int) -> None:
-        """Count the job that has ended, in *column* of its tally."""
-        self._tally.count(column, self._last_job_time)
+        self.job_time = self.row.job_ends() or self.job_time
 
     def _on_leave(self, _number: int, _frame: FrameType | None) -> None:
         self.must_leave = True

@@ -122,7 +122,7 @@ class Reply(NamedTuple):
             raise InvalidReplyError(f"a reply that is not encodable ({error.reason}); return plain text") from error
         if b"\0" in text:
             raise InvalidReplyError("a reply with a NUL byte; return a text without it")
-        if self.status is Status.OK and (not text or text.isspace()):
+        if self.status is _OK and (not text or text.isspace()):
             raise InvalidReplyError("OK without a value; return any word to say 'found', or None for 'not found'")
         payload = self.status.prefix + text
         if max_size and len(payload) > max_size:
@@ -140,4 +140,5 @@ class ReplyTooLargeError(InvalidReplyError):
     """The reply is longer than the limit."""
 
 
+_OK = Status.OK  # Enum looks its members up in a slow way
 _NOT_FOUND = Reply(Status.NOT_FOUND)
