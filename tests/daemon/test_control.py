@@ -1,43 +1,12 @@
-"""The commands ``status``, ``stop`` and ``reload``, with the exit codes that an init script hands on."""
+"""The commands ``stop`` and ``reload``, with the exit codes that an init script hands on."""
 
 from __future__ import annotations
 
 import os
-import re
 import signal
-import subprocess
-import sys
 import threading
 
-import pytest
-
-from tests.daemon.installation import TIMEOUT, Installation, has_ended
-from tests.waiting import eventually
-
-
-def test_status_tells_pid_age_generation_and_workers(installation: Installation) -> None:
-    process = installation.start()
-    eventually(lambda: len(installation.workers()) == 2, what="two workers")
-    result = installation.run("status")
-    assert result.returncode == 0
-    first, second = result.stdout.splitlines()
-    pattern = rf"prefork-socketmap is running, pid {process.pid}, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d"
-    assert re.fullmatch(pattern, first)
-    assert second == "generation 1, 2 workers"
-
-
-def test_status_without_a_server_is_3(installation: Installation) -> None:
-    result = installation.run("status")
-    assert (result.returncode, result.stdout) == (3, "prefork-socketmap is not running\n")
-
-
-def test_status_after_a_crash_is_1(installation: Installation) -> None:
-    process = installation.start()
-    process.kill()
-    process.wait()
-    result = installation.run("status")
-    assert result.returncode == 1
-    assert str(installation.pid_file) in result.stdout
+from tests.daemon.installation import Installation, has_ended
 
 
 def test_stop_waits_until_the_server_is_gone(installation: Installation) -> None:
@@ -125,27 +94,3 @@ def test_a_pid_file_of_the_command_line_comes_before_the_configured_one(installa
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=10) == 0
     assert not other.exists()
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change users")
-def test_without_the_right_to_know_status_is_4_and_stop_is_refused(installation: Installation) -> None:
-    installation.start()
-    # All modules first: Python may be installed where only root can read it.
-    program = (
-        "import os, pwd, sys; from prefork_socketmap.daemon import cli, control;"
-        "cli.parser().parse_args(sys.argv[1:]); os.setuid(pwd.getpwnam('nobody').pw_uid);"
-        "sys.exit(cli.main(sys.argv[1:]))"
-    )
-
-    def as_nobody(command: str) -> subprocess.CompletedProcess[str]:
-        arguments = [sys.executable, "-c", program, command, "-c", str(installation.config)]
-        return subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=TIMEOUT)
-
-    assert as_nobody("status").returncode == 0
-    stop = as_nobody("stop")
-    assert (stop.returncode, stop.stderr) == (os.EX_NOPERM, "prefork-socketmap: [Errno 1] Operation not permitted\n")
-    installation.pid_file.chmod(0o600)
-    status = as_nobody("status")
-    assert status.returncode == 4
-    assert "Permission denied" in status.stderr
-    assert installation.lookup() == "blue"
