@@ -81,3 +81,6 @@ def _become_daemon(keep: list[int]) -> None:
     # glibc 2.34, and a billion elsewhere in a container without a limit; so it is told where the open ones end.
     daemon.daemon._total_file_descriptor_range = range(max(map(int, os.listdir("/proc/self/fd"))) + 1)  # noqa: PTH208
     daemon.DaemonContext(detach_process=True, files_preserve=keep, umask=_UMASK, signal_map={}).open()
+    # It opens /dev/null as any other file; but what replaces this program needs the three, too.
+    for standard in range(3):
+        os.set_inheritable(standard, True)

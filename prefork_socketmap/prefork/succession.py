@@ -270,3 +270,6 @@ class Succession:
                 listener.close(unlink=True)
         self._candidate = None
         self._staff.generation = None
+        if self._check:
+            self._check.cancel()
+            self._check = None
