@@ -36,7 +36,7 @@ class Config:
     write_timeout: float = _seconds(100.0)
     """For one reply."""
     idle_timeout: float = _seconds(10.0)
-    """How long a worker waits for the next request before it lets go of the connection."""
+    """How long a worker waits for a silent client before it closes the connection, where it cannot park it."""
     lookup_timeout: float = _seconds(30.0)
     """How long one lookup may take; then it is interrupted and the client gets TIMEOUT."""
     max_request_size: int = _count(100000, 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import gc
 import logging
 import os
@@ -118,6 +119,7 @@ class Worker:
                 signal.SIGINT: None,
                 signal.SIGQUIT: None,
                 signal.SIGHUP: None,
+                signal.SIGUSR2: None,
             }
         )
         self._silence = SilenceWait(self._signals, around.lifeline)
@@ -260,9 +262,13 @@ class Worker:
         if not (message and message.connection):
             return None
         fetched = message.connection
-        os.dup2(fetched.fileno(), number, inheritable=False)
-        sock = socket.socket(fetched.family, fetched.type, fetched.proto, number)
+        # Not dup2(2): it would close whatever a map's code has open under this number.
+        got = fcntl.fcntl(fetched, fcntl.F_DUPFD_CLOEXEC, number)
+        sock = socket.socket(fetched.family, fetched.type, fetched.proto, got)
         fetched.close()
+        if got != number:
+            sock.close()
+            raise RuntimeError(f"descriptor {number} is in use: the code of a map has too many files open")
         return sock
 
     # Serving them.
