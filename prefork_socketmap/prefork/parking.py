@@ -169,6 +169,8 @@ class Lot:
     def close(self) -> None:
         """Close this process's descriptors."""
         os.close(self._table)
+        # The mapping has a descriptor of its own. It must not wait for the collector.
+        del self._serials, self._holders, self._since
         self._set.close()
         if self._reserve:
             self._reserve.close()

@@ -180,8 +180,10 @@ class Scoreboard:
             self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the descriptor. What is mapped stays."""
+        """Close the descriptor, and let go of the memory."""
         os.close(self._fd)
+        # The mapping has a descriptor of its own. It must not wait for the collector.
+        del self.view, self.states, self.words, self.times
 
     @property
     def started(self) -> float:
