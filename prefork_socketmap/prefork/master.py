@@ -305,6 +305,7 @@ class Master:
         self._pool.kill()
         for child in self._pool.children.values():
             child.wait()
+        self._pool.children.clear()
         self._keeper.close_all()
         self._shared.close()
         self._selector.close()
