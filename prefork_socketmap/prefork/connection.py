@@ -16,12 +16,9 @@ import socket
 import struct
 import termios
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from prefork_socketmap.prefork.waiting import LONGEST_WAIT
-
-if TYPE_CHECKING:
-    from prefork_socketmap.prefork.worker import Worker
 
 PATIENCE = 0.05
 _CHECK_EVERY = 16
@@ -42,6 +39,19 @@ class Ending(enum.Enum):
     REFUSED = "the last words were ours, and the client may still be talking"
 
 
+class Holder(Protocol):
+    """Who has a connection in hand: what it needs to know of its worker."""
+
+    must_leave: bool
+    can_park: bool
+    job_time: float
+
+    def is_dispensable(self) -> bool: ...  # noqa: D102
+    def wait_while_silent(self, sock: socket.socket) -> bool: ...  # noqa: D102
+    def job_begins(self, name: int) -> None: ...  # noqa: D102
+    def job_ends(self) -> None: ...  # noqa: D102
+
+
 class Connection:
     """A connection in the hands of a worker.
 
@@ -51,14 +61,14 @@ class Connection:
     enclose what the job's time limit is for: past it, ``Overdue`` is raised in between.
     """
 
-    def __init__(self, sock: socket.socket, worker: Worker, number: int = 0, serial: int = 0) -> None:
+    def __init__(self, sock: socket.socket, holder: Holder, number: int = 0, serial: int = 0) -> None:
         self.sock = sock
         self.number = number
         self.serial = serial
         self.ending = Ending.GONE
-        self.job_begins = worker.job_begins
-        self.job_ends = worker.job_ends
-        self._worker = worker
+        self.job_begins = holder.job_begins
+        self.job_ends = holder.job_ends
+        self._holder = holder
         self._recv = sock.recv
         if sock.gettimeout() is not None:
             # The program has set a default timeout, for the sake of its databases perhaps. The kernel's are ours.
@@ -72,7 +82,7 @@ class Connection:
     @property
     def job_time(self) -> float:
         """How long the last job took, in seconds."""
-        return self._worker.job_time
+        return self._holder.job_time
 
     def set_options(self) -> None:
         """Set the options of a socket that was just accepted."""
@@ -97,7 +107,7 @@ class Connection:
         To be called between two requests: here the worker lets go of a connection when the client is silent, when
         others need the worker more, or when the worker has to leave.
         """
-        if self._worker.must_leave:
+        if self._holder.must_leave:
             self.ending = Ending.MOVED
             return b""
         if self._awaited and not self._may_wait():
@@ -114,13 +124,13 @@ class Connection:
     def _may_wait(self) -> bool:
         """Whether to wait for the next request: a busy client's, while another worker is there for other clients."""
         if not self._is_busy:
-            return not self._worker.can_park
+            return not self._holder.can_park
         # Now and then is enough, and costs a busy client nothing.
-        return self._awaited % _CHECK_EVERY != 1 or self._worker.is_dispensable()
+        return self._awaited % _CHECK_EVERY != 1 or self._holder.is_dispensable()
 
     def _await_silent(self) -> bytes:
         """Wait for a client that has not spoken for PATIENCE, where the connection cannot be parked."""
-        if self._worker.can_park or not self._worker.wait_while_silent(self.sock):
+        if self._holder.can_park or not self._holder.wait_while_silent(self.sock):
             self.ending = Ending.SILENT
             return b""
         return self._receive_now()
