@@ -169,24 +169,25 @@ def _read_slots(board: Scoreboard, rows: Sequence[Row], maps: Sequence[MapReport
     for row in rows:
         state = row.state
         counters = Counters()
-        for tally in board.tallies(row.slot):
+        # A name may have been added since the names were read.
+        for tally, each in zip(board.tallies(row.slot), maps, strict=False):
             counters.add(tally)
-            maps[tally.index].counters.add(tally)
-            maps[tally.index].cache.add(tally.extras, alive=state is not State.FREE)
+            each.counters.add(tally)
+            each.cache.add(tally.extras, alive=state is not State.FREE)
         if state is not State.FREE:
             yield _worker(row, state, counters, maps)
 
 
 def _worker(row: Row, state: State, counters: Counters, maps: Sequence[MapReport]) -> WorkerReport:
     now = time.monotonic()
-    started = row.job_started
+    started, name = row.job_started, row.job_name
     return WorkerReport(
         slot=row.slot,
         pid=row.pid,
         generation=row.generation,
         state=_STATES[state],
         since=time.time() - (now - row.since),
-        map=maps[row.job_name].name if started else None,
+        map=maps[name].name if started and name < len(maps) else None,
         lookup_seconds=max(now - started, 0.0) if started else None,
         client=row.client if state in _WITH_A_CLIENT else None,
         counters=counters,

@@ -221,12 +221,15 @@ class Scoreboard:
         return row
 
     def _make_room(self, slot: int) -> None:
-        """Reserve what the worker in *slot* will write: a store into a file on a full disk would kill it (SIGBUS)."""
+        """Let the file reach to the end of *slot*, and reserve what the worker in it will write.
+
+        A store into a file on a disk that is full would kill it (SIGBUS).
+        """
+        begin = _TALLIES + slot * _SLOT_SIZE
+        os.ftruncate(self._fd, max(os.fstat(self._fd).st_size, begin + _SLOT_SIZE))
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(self._fd, _ROWS + slot * _ROW_SIZE, _ROW_SIZE)
-            os.posix_fallocate(self._fd, _TALLIES + slot * _SLOT_SIZE, self._names * TALLY_SIZE)
-        else:
-            os.ftruncate(self._fd, max(os.fstat(self._fd).st_size, _TALLIES + (slot + 1) * _SLOT_SIZE))
+            os.posix_fallocate(self._fd, begin, self._names * TALLY_SIZE)
 
     # Tallies.
 
@@ -257,7 +260,7 @@ class Scoreboard:
         return Tallies(labels, memoryview(mapped))
 
     def tallies(self, slot: int) -> Tallies:
-        """Return the tallies of *slot* on a board that was opened for reading."""
+        """Return the tallies of *slot* on a board that was opened for reading; none if it was not there then."""
         begin = _TALLIES + slot * _SLOT_SIZE
         room = max(len(self.view) - begin, 0) // TALLY_SIZE
         return Tallies(self._labels()[:room], self.view[begin:])

@@ -1,0 +1,254 @@
+"""The scoreboard as a file: who can read it, what is refused, and what it costs. Its counts: see ``test_status``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import deque
+from pathlib import Path
+
+import pytest
+
+from prefork_socketmap import Config
+from prefork_socketmap.prefork.scoreboard import LAYOUT, MAX_SLOTS, Scoreboard, ScoreboardError, State
+from prefork_socketmap.prefork.tallies import COLUMNS, MAX_NAMES, OTHER
+from tests.serving import Serve
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "scoreboard"
+
+
+def test_a_reader_sees_what_is_written_while_it_looks(path: Path) -> None:
+    board = Scoreboard(path)
+    board.learn(["users"])
+    row = board.claim(generation=3)
+    reader = Scoreboard.read(path)
+    board.workers_spawned += 1
+    row.pid = 4711
+    row.client = "2001:db8::1"
+    row.set_state(State.BUSY)
+    row.job_begins(1)
+    board.open_tallies(row.slot)["users"].count(2, 0.5)
+    (read,) = reader.rows()
+    assert (reader.pid, reader.workers_spawned) == (os.getpid(), 1)
+    assert (read.pid, read.generation, read.client, read.state) == (4711, 3, "2001:db8::1", State.BUSY)
+    assert read.job_started == row.job_started > 0
+    assert reader.names()[read.job_name] == "users"
+    assert list(reader.tallies(0)["users"].columns) == [0, 0, 1, 0, 0, 0, 0, 0]
+
+
+def test_a_reader_cannot_write(path: Path) -> None:
+    Scoreboard(path).claim(1)
+    reader = Scoreboard.read(path)
+    with pytest.raises(TypeError):
+        reader.in_lot = 1
+    with pytest.raises(TypeError):
+        reader.tallies(0)[OTHER].count(0, 1.0)
+
+
+def test_everybody_may_read_it_whatever_the_umask(path: Path) -> None:
+    mask = os.umask(0o077)
+    try:
+        Scoreboard(path)
+    finally:
+        os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_new_board_replaces_an_old_one_whole(path: Path) -> None:
+    old = Scoreboard(path)
+    old.learn(["old"])
+    reader = Scoreboard.read(path)
+    new = Scoreboard(path)
+    new.learn(["new"])
+    assert reader.names() == [OTHER, "old"]
+    assert Scoreboard.read(path).names() == [OTHER, "new"]
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_link_that_lies_in_wait_is_not_followed(path: Path) -> None:
+    victim = path.with_name("victim")
+    victim.write_text("precious")
+    path.symlink_to(victim)
+    path.with_name("scoreboard.new").symlink_to(victim)
+    Scoreboard(path)
+    assert victim.read_text() == "precious"
+    assert path.is_file()
+    assert not path.is_symlink()
+
+
+def test_it_is_removed_with_the_server_and_only_once(path: Path) -> None:
+    board = Scoreboard(path)
+    board.remove()
+    assert not path.exists()
+    board.remove()
+
+
+def test_the_next_program_goes_on_with_it(path: Path) -> None:
+    board = Scoreboard(path)
+    board.learn(["users"])
+    row = board.claim(1)
+    board.open_tallies(row.slot)["users"].count(0, 0.1)
+    board.in_lot = 7
+    resumed = Scoreboard.resume(os.dup(board.fileno()), path)
+    resumed.learn(["users", "groups"])
+    assert (resumed.in_lot, resumed.names()) == (7, [OTHER, "users", "groups"])
+    assert resumed.claim(2).slot == 1
+    assert resumed.open_tallies(0)["users"].columns[0] == 1
+    assert Scoreboard.read(path).names() == resumed.names()
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda whole: b"", "it has 0 bytes"),
+        (lambda whole: whole[: len(whole) // 2], "not a scoreboard, or cut short"),
+        (lambda whole: bytes(len(whole)), "not a scoreboard$"),
+        (lambda whole: b"\x7fELF" * (len(whole) // 4), "not a scoreboard$"),
+        (
+            lambda whole: whole[:8] + bytes([LAYOUT + 1]) + whole[9:],
+            f"layout {LAYOUT + 1}, of another version of the program; this one reads layout {LAYOUT}",
+        ),
+    ],
+    ids=["empty", "torn", "zeros", "foreign", "other layout"],
+)
+def test_a_file_that_is_no_board_of_this_program_is_refused(path: Path, damage: object, problem: str) -> None:
+    assert callable(damage)
+    Scoreboard(path).remove()
+    Scoreboard(path).close()
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ScoreboardError, match=problem) as caught:
+        Scoreboard.read(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    fd = os.open(path, os.O_RDWR)
+    with pytest.raises(ScoreboardError, match=problem):
+        Scoreboard.resume(fd, path)
+    os.close(fd)
+
+
+# The names.
+
+
+def test_a_name_keeps_its_place(path: Path) -> None:
+    board = Scoreboard(path)
+    board.learn(["a", "b", "a"])
+    board.learn(["c", "b"])
+    assert board.names() == [OTHER, "a", "b", "c"]
+
+
+def test_names_beyond_the_limit_are_counted_together() -> None:
+    board = Scoreboard()
+    names = [f"map{number}" for number in range(MAX_NAMES + 10)]
+    board.learn(names)
+    tallies = board.open_tallies(board.claim(1).slot)
+    for name in names:
+        tallies[name].count(0, 0.001)
+    assert len(board.names()) == MAX_NAMES
+    assert [tally.columns[0] for tally in tallies] == [11] + [1] * (MAX_NAMES - 1)
+
+
+def test_a_name_of_any_bytes_and_length_has_its_own_tally() -> None:
+    board = Scoreboard()
+    names = ["\u00e9", "\udc80", "x" * 1000, "y" * 127 + "\u00e9"]
+    board.learn(names)
+    board.learn(names)
+    tallies = board.open_tallies(board.claim(1).slot)
+    assert [tallies[name].index for name in names] == [1, 2, 3, 4]
+    assert board.names() == [OTHER, "\u00e9", "\ufffd", "x" * 128, "y" * 127 + "\ufffd"]
+
+
+def test_a_worker_that_starts_while_names_are_added_is_not_disturbed() -> None:
+    board = Scoreboard()
+    row = board.claim(1)
+    board.learn([f"map{number}" for number in range(MAX_NAMES)])
+    board.open_tallies(row.slot)[OTHER].count(0, 0.001)
+
+
+# The slots.
+
+
+def test_counts_go_on_when_the_next_worker_takes_the_slot(path: Path) -> None:
+    board = Scoreboard(path)
+    board.learn(["users"])
+    for _ in range(3):
+        row = board.claim(1)
+        assert row.slot == 0
+        board.open_tallies(row.slot)["users"].count(0, 0.25)
+        row.end()
+    tally = Scoreboard.read(path).tallies(0)["users"]
+    assert (tally.columns[0], tally.seconds, tally.worst) == (3, 0.75, 0.25)
+
+
+def test_slots_do_not_touch_each_other(path: Path) -> None:
+    board = Scoreboard(path)
+    board.learn([f"map{number}" for number in range(MAX_NAMES)])
+    rows = [board.claim(1) for _ in range(3)]
+    for row in rows:
+        row.client = "x" * 200
+        row.pid = row.slot + 1
+        for tally in board.open_tallies(row.slot):
+            for column in range(COLUMNS):
+                tally.count(column, 10.0**row.slot)
+            tally.extras[:] = memoryview(bytes([row.slot] * 32)).cast("Q")
+    reader = Scoreboard.read(path)
+    assert len(reader.names()) == MAX_NAMES
+    for row in reader.rows():
+        assert row.pid == row.slot + 1
+        tallies = list(reader.tallies(row.slot))
+        assert len(tallies) == MAX_NAMES
+        for tally in tallies:
+            assert list(tally.columns) == [1] * COLUMNS
+            assert (tally.worst, tally.seconds) == (10.0**row.slot, COLUMNS * 10.0**row.slot)
+            assert sum(tally.buckets) == COLUMNS
+
+
+def test_there_is_room_for_all_slots(path: Path) -> None:
+    board = Scoreboard(path)
+    for _ in range(MAX_SLOTS):
+        row = board.claim(1)
+    row.pid = 5
+    assert Scoreboard.read(path).rows()[-1].pid == 5
+
+
+# What it costs.
+
+
+def test_a_worker_writes_only_where_room_was_reserved() -> None:
+    board = Scoreboard()  # in a file of the kernel's own: others have more blocks than what is in them
+    board.learn([f"map{number}" for number in range(40)])
+    row = board.claim(1)
+    before = os.fstat(board.fileno()).st_blocks
+    row.client = "192.0.2.1"
+    for tally in board.open_tallies(row.slot):
+        tally.count(0, 0.1)
+    assert os.fstat(board.fileno()).st_blocks == before
+
+
+def test_what_nobody_uses_takes_no_room(path: Path) -> None:
+    board = Scoreboard(path)
+    board.learn(["users"])
+    for _ in range(10):
+        board.claim(1)
+    assert path.stat().st_blocks * 512 < 256 * 1024 < path.stat().st_size
+
+
+@pytest.mark.skipif(not shutil.which("mount") or os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_full_disk_is_an_error_of_the_start_of_a_worker(tmp_path: Path) -> None:
+    if os.system(f"mount -t tmpfs -o size=256k none {tmp_path} 2>/dev/null"):
+        pytest.skip("this environment does not let us mount")
+    try:
+        board = Scoreboard(tmp_path / "scoreboard")
+        with pytest.raises(OSError, match="No space left"):
+            deque(board.claim(1) for _ in range(1000))
+    finally:
+        os.system(f"umount -l {tmp_path}")  # lazily: the board is still mapped
+
+
+def test_the_library_needs_no_file(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    site = serve({"ok": lambda key: key}, Config(process_limit=2))
+    with site.connect() as client:
+        assert client.ask(b"ok key") == b"OK key"
+    assert list(tmp_path.iterdir()) == []
