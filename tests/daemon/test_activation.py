@@ -103,6 +103,22 @@ def test_inherited_sockets_survive_a_reload(installation: Installation, inet: so
     assert process.wait(30) == 0
 
 
+def test_inherited_sockets_survive_an_upgrade(
+    installation: Installation, inet: socket.socket, unix: socket.socket
+) -> None:
+    installation.configure(listen=f'["inet:127.0.0.1:{inet.getsockname()[1]}"]')  # which may name them
+    process = serve(installation, inet, unix)
+    for _ in range(2):
+        assert installation.run("upgrade").returncode == 0
+    for endpoint in f"inet:127.0.0.1:{inet.getsockname()[1]}", f"unix:{unix.getsockname()}":
+        with SocketmapClient(endpoint) as client:
+            assert client.lookup("colours", "sky") == "blue"
+    process.terminate()
+    assert process.wait(30) == 0
+    # It is still the service manager's.
+    assert Path(unix.getsockname()).exists()
+
+
 def test_inherited_sockets_survive_the_way_into_the_background(
     installation: Installation, inet: socket.socket
 ) -> None:

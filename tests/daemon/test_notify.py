@@ -57,6 +57,14 @@ def test_start_reload_and_stop_are_told(installation: Installation, manager: Man
     assert process.wait() == 0
 
 
+def test_an_upgrade_is_told_as_a_reload(installation: Installation, manager: Manager) -> None:
+    installation.start(env={"NOTIFY_SOCKET": manager.address})
+    manager.told()
+    assert installation.run("upgrade").returncode == 0
+    assert manager.told()["RELOADING"] == "1"
+    assert manager.told() == {"READY": "1", "STATUS": "Answering lookups, generation 2"}
+
+
 def test_a_reload_that_is_refused_ends_with_ready_and_the_reason(
     installation: Installation, manager: Manager
 ) -> None:
