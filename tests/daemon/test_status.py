@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from prefork_socketmap.prefork import scoreboard
 from tests.daemon.installation import COMMAND, TIMEOUT, Installation, process_status
-from tests.serving import Client
+from tests.serving import Client, end_of_newcomer
 from tests.waiting import eventually
 
 CODE = """
@@ -276,6 +276,11 @@ def test_the_state_of_caches_is_told_also_of_those_inside_a_chain(site: Installa
     assert maps["remembered"]["cache"] == {"hits": 1, "misses": 3, "stale": 0, "entries": 1}
     assert maps["colours"]["cache"] is None
     assert re.search(r"^remembered .* 25% +1 +0$", site.run("status").stdout, re.MULTILINE)
+    assert site.run("reload").returncode == 0
+    eventually(
+        lambda: told(site)["maps"]["remembered"]["cache"]["entries"] == 0, what="the caches end with the workers"
+    )
+    assert told(site)["maps"]["remembered"]["cache"] == {"hits": 1, "misses": 3, "stale": 0, "entries": 0}
 
 
 def test_connections_are_counted(site: Installation) -> None:
@@ -294,7 +299,7 @@ def test_connections_are_counted(site: Installation) -> None:
 
 
 def test_connections_that_limits_end_are_counted(installation: Installation) -> None:
-    installation.configure("max_parked = 1\nmax_connections = 2")
+    installation.configure("max_parked = 1")
     installation.start()
 
     def parked() -> int:
@@ -309,6 +314,33 @@ def test_connections_that_limits_end_are_counted(installation: Installation) -> 
             oldest.end()
             eventually(lambda: told(installation)["connections"]["closed_by_limits"] == 1, what="it is counted")
             assert parked() == 1
+
+
+def test_refused_connections_are_counted(installation: Installation) -> None:
+    installation.configure("max_connections = 1")
+    installation.start()
+    with Client(installation.endpoint) as client:
+        client.ask(b"colours sky")
+        end_of_newcomer(installation.endpoint)
+        connections = told(installation)["connections"]
+    assert (connections["accepted"], connections["refused"]) == (1, 1)
+
+
+def test_workers_that_are_killed_are_counted(installation: Installation) -> None:
+    installation.configure("lookup_timeout = 1")
+    installation.start()
+    os.kill(installation.idle_workers()[0], signal.SIGSTOP)
+    eventually(lambda: told(installation)["workers"]["killed"] == 1, what="a stopped worker is killed")
+    workers = told(installation)["workers"]
+    assert (workers["died"], workers["throttled"]) == (0, 0)
+
+
+def test_a_pause_after_a_failed_start_is_counted(site: Installation) -> None:
+    worker = site.idle_workers()[0]
+    (site.directory / "code_of_map.py").write_text("raise ValueError")
+    os.kill(worker, signal.SIGKILL)
+    eventually(lambda: told(site)["workers"]["throttled"] == 1, what="the start of its successor fails")
+    assert told(site)["workers"]["died"] == 1
 
 
 def test_a_worker_s_row_tells_what_it_is_doing(site: Installation) -> None:
