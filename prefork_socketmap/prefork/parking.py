@@ -66,7 +66,7 @@ class Lot:
     def state(self) -> LotState:
         """Return what another program needs to go on with this lot. Raises TakeoverError where that is impossible."""
         if not self._reserve:
-            raise TakeoverError("without epoll the program cannot be replaced: restart it")
+            raise TakeoverError("without epoll the program cannot be replaced: stop and start it")
         return LotState(
             self.first_number, self._set.fileno(), self._reserve.fileno(), self._reserve.clapper, self._table
         )

@@ -12,6 +12,7 @@ import pytest
 
 from tests.daemon.installation import TIMEOUT, Installation, process_status
 from tests.integration.servers.process import program
+from tests.serving import Client
 
 PROGRAM = Path(sys.executable).with_name("prefork-socketmap")
 
@@ -82,10 +83,15 @@ def test_a_whole_life(installation: Installation, script: Script, user: str) -> 
     assert script("force-reload").returncode == 0
     assert installation.state()["generation"] == 3
 
-    assert script("restart").returncode == 0
-    assert installation.lookup() == "blue"
-    assert script("try-restart").returncode == 0
-    assert installation.lookup() == "blue"
+    with Client(installation.endpoint) as client:
+        assert client.ask(b"colours sky") == b"OK blue"
+        assert script("restart").returncode == 0
+        assert installation.state()["generation"] == 4
+        assert client.ask(b"colours sky") == b"OK blue"
+        assert script("try-restart").returncode == 0
+        assert installation.state()["generation"] == 5
+        assert client.ask(b"colours sky") == b"OK blue"
+    assert installation.pid == first
 
     assert script("stop").returncode == 0
     assert script("status").returncode == 3
@@ -120,7 +126,8 @@ def test_a_restart_with_a_broken_config_leaves_the_server_alone(installation: In
     text = installation.config.read_text()
     installation.config.write_text(text + "\n[nonsense]\n")
     result = script("restart")
-    assert result.returncode == 6
+    assert result.returncode == 1
+    assert "upgrade refused, the server goes on as it was" in result.stderr
     assert "nonsense: unknown key" in result.stderr
     assert installation.pid == pid
     assert installation.lookup() == "blue"

@@ -188,7 +188,7 @@ def test_a_check_learns_the_layout_of_the_running_program(monkeypatch: pytest.Mo
     monkeypatch.setattr(takeover, "LAYOUT", "of another version")
     problem = outcome(Check(command))
     assert problem
-    assert "cannot take over from the running one (layout of another version): restart it" in problem
+    assert "cannot take over from the running one (layout of another version): stop and start it" in problem
 
 
 def test_who_is_not_asked_by_a_running_program_refuses_no_layout(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +199,7 @@ def test_who_is_not_asked_by_a_running_program_refuses_no_layout(monkeypatch: py
 def test_without_epoll_there_is_no_takeover() -> None:
     lot = Lot(4096, parking=False)
     try:
-        with pytest.raises(TakeoverError, match="restart it"):
+        with pytest.raises(TakeoverError, match="stop and start it"):
             lot.state()
     finally:
         lot.close()
