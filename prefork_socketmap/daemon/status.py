@@ -1,7 +1,7 @@
 """The command ``status``: whether the server runs, and what it is doing, for people and for programs.
 
-That it runs is told by the lock on the pid file, the rest by the scoreboard: the server itself is not asked, so it
-may be busy, stuck or stopped.
+That it runs is told by the lock on the pid file, the rest by the scoreboard and the state file: the server itself is
+not asked, so it may be busy, stuck or stopped.
 """
 
 from __future__ import annotations
@@ -63,26 +63,14 @@ def _look(places: Places) -> Finding:
 
 
 def _look_at(server: Server, places: Places) -> Finding:
+    told = state.read(places.state_file)
+    if not told or told.pid != server.pid:
+        return Finding(os.EX_OK, f"prefork-socketmap is starting, pid {server.pid}", server.pid)
+    line = f"prefork-socketmap is running, pid {server.pid}"
     try:
         board = Scoreboard.read(places.scoreboard)
-    except FileNotFoundError:
-        return _starting(server)
     except (OSError, ScoreboardError) as error:
-        line = f"prefork-socketmap is running, pid {server.pid}"
         return Finding(os.EX_OK, line, server.pid, problem=f"what it does cannot be read: {error}")
-    if board.pid != server.pid or not board.generation:
-        return _starting(server)
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(board.started))
-    line = f"prefork-socketmap is running, pid {server.pid}, since {since}"
-    return Finding(os.EX_OK, line, server.pid, report.make(board), _problem_of_reload(places))
-
-
-def _starting(server: Server) -> Finding:
-    return Finding(os.EX_OK, f"prefork-socketmap is starting, pid {server.pid}", server.pid)
-
-
-def _problem_of_reload(places: Places) -> str | None:
-    told = state.read(places.state_file)
-    if not (told and told.reload and told.reload.problem):
-        return None
-    return f"the last reload was refused: {told.reload.problem}"
+    problem = f"the last reload was refused: {told.reload.problem}" if told.reload and told.reload.problem else None
+    return Finding(os.EX_OK, f"{line}, since {since}", server.pid, report.make(board), problem)

@@ -227,9 +227,8 @@ class Scoreboard:
         """
         begin = _TALLIES + slot * _SLOT_SIZE
         os.ftruncate(self._fd, max(os.fstat(self._fd).st_size, begin + _SLOT_SIZE))
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(self._fd, _ROWS + slot * _ROW_SIZE, _ROW_SIZE)
-            os.posix_fallocate(self._fd, begin, self._names * TALLY_SIZE)
+        _reserve(self._fd, _ROWS + slot * _ROW_SIZE, _ROW_SIZE, self._path)
+        _reserve(self._fd, begin, self._names * TALLY_SIZE, self._path)
 
     # Tallies.
 
@@ -271,12 +270,20 @@ def _make_file(path: Path) -> int:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     with contextlib.ExitStack() as undo:
         undo.callback(os.close, fd)
+        undo.callback(path.unlink)
         os.fchmod(fd, 0o644)  # whatever the umask: everybody may read it
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(fd, 0, _ROWS)
+        _reserve(fd, 0, _ROWS, path)
         os.ftruncate(fd, _TALLIES)
         undo.pop_all()
     return fd
+
+
+def _reserve(fd: int, begin: int, size: int, path: Path | None) -> None:
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(fd, begin, size)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path or "scoreboard")) from error
 
 
 def _require_size(fd: int, path: Path | None) -> None:

@@ -78,6 +78,7 @@ COUNTED = {
     "code": {"OK": 0, "NOTFOUND": 1, "TEMP": 3, "TIMEOUT": 1, "PERM": 1},
     "(unknown)": {"OK": 0, "NOTFOUND": 0, "TEMP": 1, "TIMEOUT": 0, "PERM": 0},
 }
+_CLEAR_SCREEN = b"\x1b[H\x1b[2J"
 NOTHING = {"OK": 0, "NOTFOUND": 0, "TEMP": 0, "TIMEOUT": 0, "PERM": 0}
 
 
@@ -390,7 +391,7 @@ def test_a_scoreboard_that_cannot_be_read_is_named_and_the_server_still_found(in
     file = installation.runtime_dir / "scoreboard"
     whole = file.read_bytes()
     file.unlink()
-    assert installation.run("status").stdout == f"prefork-socketmap is starting, pid {process.pid}\n"
+    assert "what it does cannot be read: [Errno 2] No such file" in installation.run("status").stdout
     another = bytes([scoreboard.LAYOUT + 1])
     for content, problem in (
         (b"", "not a scoreboard, or cut short"),
@@ -405,6 +406,24 @@ def test_a_scoreboard_that_cannot_be_read_is_named_and_the_server_still_found(in
         assert first == f"prefork-socketmap is running, pid {process.pid}"
         assert second.startswith(f"what it does cannot be read: {file}: ")
         assert problem in second
+
+
+def test_a_server_that_does_not_serve_yet_is_starting(installation: Installation) -> None:
+    fifo = installation.directory / "fifo"
+    os.mkfifo(fifo)
+    (installation.directory / "slow.py").write_text(f"open({str(fifo)!r}).read()\ndef f(key): return None\n")
+    installation.configure(maps='[maps.slow]\ntype = "python"\npath = ["."]\nfunction = "slow:f"\n')
+    process = subprocess.Popen([*COMMAND, "serve", "-c", installation.config], stderr=subprocess.DEVNULL)
+    try:
+        # A fifo opens for writing when its reader, the worker that starts, is there.
+        with fifo.open("w"):
+            result = installation.run("status")
+            assert (result.returncode, result.stdout) == (0, f"prefork-socketmap is starting, pid {process.pid}\n")
+            document = json.loads(installation.run("status", "--json").stdout)
+            assert document == {"running": True, "pid": process.pid}
+    finally:
+        process.terminate()
+        process.wait(TIMEOUT)
 
 
 def test_the_file_goes_with_the_server(installation: Installation) -> None:
@@ -501,14 +520,18 @@ def test_the_columns_of_a_table_stand_below_each_other(site: Installation) -> No
             assert len(row) <= 100
 
 
-def test_watch_redraws_until_it_is_interrupted(installation: Installation) -> None:
+def test_watch_redraws_in_the_width_of_the_terminal_until_it_is_interrupted(installation: Installation) -> None:
     installation.start()
     master, terminal = pty.openpty()
-    watch = subprocess.Popen([*COMMAND, "status", "-c", installation.config, "--watch", "0.05"], stdout=terminal)
+    watch = subprocess.Popen(
+        [*COMMAND, "status", "-c", installation.config, "--watch", "0.05"],
+        stdout=terminal,
+        env=os.environ | {"COLUMNS": "60"},
+    )
     os.close(terminal)
     try:
         shown = b""
-        while shown.count(b"\x1b[H\x1b[2Jprefork-socketmap is running") < 3:
+        while shown.count(_CLEAR_SCREEN + b"prefork-socketmap is running") < 3:
             shown += os.read(master, 65536)
         watch.send_signal(signal.SIGINT)
         assert watch.wait(TIMEOUT) == 0
@@ -517,6 +540,7 @@ def test_watch_redraws_until_it_is_interrupted(installation: Installation) -> No
         watch.wait()
         os.close(master)
     assert b"colours" in shown
+    assert max(len(line) for line in shown.replace(_CLEAR_SCREEN, b"").splitlines()) == 60
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
