@@ -34,7 +34,7 @@ def test_the_daemon_is_a_process_of_its_own(installation: Installation) -> None:
 @pytest.mark.parametrize(
     ("maps", "code", "reason"),
     [
-        ('[maps.m]\ntype = "statik"\n', os.EX_UNAVAILABLE, "maps.m.type: 'statik' is not accepted here"),
+        ('[maps.m]\ntype = "statik"\n', os.EX_CONFIG, "maps.m.type: 'statik' is not accepted here"),
         ("nonsense = 1\n", os.EX_CONFIG, "nonsense: unknown key"),
         ('user = "no-such-user"\n[default_map]\n', os.EX_CONFIG, "user: there is no user 'no-such-user'"),
     ],
