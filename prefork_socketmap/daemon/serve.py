@@ -157,23 +157,26 @@ def _claimed(places: Places, state: State | None) -> Iterator[Claim]:
     Raises AlreadyRunningError, or OSError when a place that somebody chose cannot be written. In the default places
     that is only a warning: whoever tries the server out from a checkout need not be root for it.
     """
-    try:
-        places.runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        pid_file = PidFile(places.pid_file, state.others.get(_PID_FILE) if state else None)
-        state_file = StateFile(places.state_file, resume=state is not None)
-        board = Scoreboard.resume(state.board, places.scoreboard) if state else Scoreboard(places.scoreboard)
-    except OSError as error:
-        if not places.are_defaults:
-            raise
-        logger.warning("reload, stop and status will not find this server: %s; set runtime_dir", error)
-        yield Claim()
-        return
-    try:
-        yield Claim([state_file], {_PID_FILE: pid_file.fileno()}, board)
-    finally:
-        board.remove()
-        state_file.remove()
-        pid_file.remove()
+    with contextlib.ExitStack() as held:
+        try:
+            claim = _claim(places, state, held)
+        except OSError as error:
+            if not places.are_defaults:
+                raise
+            logger.warning("reload, stop and status will not find this server: %s; set runtime_dir", error)
+            claim = Claim()
+        yield claim
+
+
+def _claim(places: Places, state: State | None, held: contextlib.ExitStack) -> Claim:
+    places.runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+    pid_file = PidFile(places.pid_file, state.others.get(_PID_FILE) if state else None)
+    held.callback(pid_file.remove)
+    state_file = StateFile(places.state_file, resume=state is not None)
+    held.callback(state_file.remove)
+    board = Scoreboard.resume(state.board, places.scoreboard) if state else Scoreboard(places.scoreboard)
+    held.callback(board.remove)
+    return Claim([state_file], {_PID_FILE: pid_file.fileno()}, board)
 
 
 def _warn_about_root(settings: Settings) -> None:

@@ -434,6 +434,15 @@ def test_the_file_goes_with_the_server(installation: Installation) -> None:
     assert list(installation.runtime_dir.iterdir()) == []
 
 
+def test_a_start_that_cannot_make_the_file_names_it_and_leaves_nothing(installation: Installation) -> None:
+    in_the_way = installation.runtime_dir / "scoreboard.new"
+    in_the_way.mkdir(parents=True)
+    result = installation.run("serve")
+    assert result.returncode == os.EX_UNAVAILABLE
+    assert str(in_the_way) in result.stderr
+    assert list(installation.runtime_dir.iterdir()) == [in_the_way]
+
+
 def test_a_file_that_a_crash_has_left_is_replaced(installation: Installation) -> None:
     process = installation.start()
     installation.lookup()
