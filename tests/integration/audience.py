@@ -1,0 +1,158 @@
+"""Many clients at once, each with one connection that it never gives up, and a question of its own each time.
+
+They live in one thread with one epoll set, so that there may be thousands of them while the test does something to
+the server.
+"""
+
+from __future__ import annotations
+
+import heapq
+import select
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from time import monotonic
+from types import TracebackType
+
+from prefork_socketmap import Endpoint
+from prefork_socketmap.socketmap import netstring
+
+_LAST_ANSWERS = 30.0  # seconds; the slowest machine has answered by then
+_PAUSE = 0.1  # how soon the thread sees that it is enough
+
+
+class Member:
+    """One client."""
+
+    def __init__(self, name: str, endpoint: str) -> None:
+        self.name = name
+        self.due = 0.0
+        self.asked_at = 0.0
+        self.expected = b""
+        self.latencies: list[float] = []
+        where = Endpoint.parse(endpoint)
+        if where.kind == "unix":
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.connect(where.path)
+        else:
+            self.sock = socket.create_connection((where.host, where.port))
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    @property
+    def answers(self) -> int:
+        """How many answers it got."""
+        return len(self.latencies)
+
+
+class Audience:
+    """*number* clients of *endpoints* that ask the map *name*, each every *interval* seconds, or at once again (0).
+
+    The map has to answer each key with that key, which *key* makes of a client's name and the number of its question.
+    The clients ask for as long as the context lasts, and then wait for their last answers.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        name: str,
+        number: int,
+        *,
+        interval: float,
+        key: Callable[[str, int], str] = "{}-{}".format,
+    ) -> None:
+        self._interval = interval
+        self._map = name
+        self._key = key
+        self._endpoints = endpoints
+        self._number = number
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.members: list[Member] = []
+        self.failures: list[str] = []
+        """What no client should see: the end of its connection, a wrong answer, none."""
+
+    @property
+    def latencies(self) -> list[float]:
+        """What all lookups took, in seconds."""
+        return [latency for member in self.members for latency in member.latencies]
+
+    def __enter__(self) -> Audience:
+        # Connected before anybody asks: what the test then does to the server meets all of them.
+        endpoints = self._endpoints
+        for number in range(self._number):
+            self.members.append(Member(f"{self._map}{number}", endpoints[number % len(endpoints)]))
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._enough.set()
+        self._thread.join()
+        for member in self.members:
+            member.sock.close()
+
+    def _run(self) -> None:
+        self._by_fd = {member.sock.fileno(): member for member in self.members}
+        self._queue: list[tuple[float, int]] = []
+        with select.epoll() as self._epoll:
+            now = monotonic()
+            for turn, (fd, member) in enumerate(self._by_fd.items()):
+                self._epoll.register(fd, select.EPOLLIN)
+                member.due = now + self._interval * turn / len(self._by_fd)
+                heapq.heappush(self._queue, (member.due, fd))
+            while not self._enough.is_set():
+                self._ask_who_is_due()
+                self._receive(self._pause())
+            self._await_last_answers()
+
+    def _pause(self) -> float:
+        return min(max(self._queue[0][0] - monotonic(), 0.0), _PAUSE) if self._queue else _PAUSE
+
+    def _ask_who_is_due(self) -> None:
+        now = monotonic()
+        while self._queue and self._queue[0][0] <= now:
+            _, fd = heapq.heappop(self._queue)
+            member = self._by_fd[fd]
+            key = self._key(member.name, member.answers)
+            member.expected = netstring.encode(f"OK {key}".encode())
+            member.asked_at = monotonic()
+            try:
+                member.sock.send(netstring.encode(f"{self._map} {key}".encode()))
+            except OSError as error:
+                self._lose(fd, str(error))
+
+    def _receive(self, timeout: float) -> None:
+        for fd, _ in self._epoll.poll(timeout):
+            member = self._by_fd[fd]
+            try:
+                answer = member.sock.recv(4096)
+            except OSError as error:
+                self._lose(fd, str(error))
+                continue
+            now = monotonic()
+            if not answer:
+                self._lose(fd, "end of the connection")
+            elif answer != member.expected:
+                self._lose(fd, f"{answer!r} in place of {member.expected!r}")
+            else:
+                member.latencies.append(now - member.asked_at)
+                member.asked_at = 0.0
+                member.due = max(member.due + self._interval, now)
+                heapq.heappush(self._queue, (member.due, fd))
+
+    def _lose(self, fd: int, reason: str) -> None:
+        self.failures.append(f"{self._by_fd[fd].name}: {reason}")
+        self._epoll.unregister(fd)
+        del self._by_fd[fd]
+        self._queue = [(due, other) for due, other in self._queue if other != fd]
+        heapq.heapify(self._queue)
+
+    def _await_last_answers(self) -> None:
+        deadline = monotonic() + _LAST_ANSWERS
+        while any(self._unanswered()) and monotonic() < deadline:
+            self._receive(_PAUSE)
+        self.failures += [f"{member.name}: no answer" for member in self._unanswered()]
+
+    def _unanswered(self) -> Iterator[Member]:
+        return (member for member in self._by_fd.values() if member.asked_at)
