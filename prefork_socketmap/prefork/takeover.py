@@ -201,4 +201,6 @@ def refuse_another_layout() -> None:
     """In a check: raise TakeoverError when the master that asks has another layout than this program."""
     running = os.environ.get(_LAYOUT, LAYOUT)
     if running != LAYOUT:
-        raise TakeoverError(f"this program cannot take over from the running one (layout {running}): stop and start it")
+        raise TakeoverError(
+            f"this program cannot take over from the running one (layout {running}): stop and start it"
+        )
