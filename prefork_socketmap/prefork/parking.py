@@ -111,6 +111,11 @@ class Lot:
         if self._reserve:
             self._reserve.add(lifeline, always=True)
 
+    def enter(self, numbers: Iterable[int]) -> None:
+        """In a new worker: wait for *numbers* and nothing else, where each process waits for itself."""
+        if isinstance(self._set, _OwnSet):
+            self._set.restrict_to(numbers)
+
     def put_back(self, number: int) -> None:
         """Arm *number* again. Raises FileNotFoundError when it is no longer in the set."""
         self._set.arm(number)
@@ -357,6 +362,9 @@ class _OwnSet:
 
     def __init__(self) -> None:
         self._numbers: set[int] = set()
+
+    def restrict_to(self, numbers: Iterable[int]) -> None:
+        self._numbers = set(numbers)
 
     def wait(self, timeout: float = -1) -> int | None:
         # Made anew for each wait, since a selector does not survive a fork.

@@ -108,6 +108,7 @@ class Worker:
         self._limits = around.limits
         self.can_park = around.lot.can_park and around.limits.park_timeout > 0
         self._listeners = {listener.sock.fileno(): listener for listener in around.listeners}
+        self._lot.enter([around.lifeline, *self._listeners])
         self._known: dict[int, Connection] = {}
         self._inherited = around.parked
         self._signals = Signals()
