@@ -167,9 +167,7 @@ class Lot:
 
     def has_work(self) -> bool:
         """Whether something waits for a worker."""
-        poll = select.poll()
-        poll.register(self._set.fileno(), select.POLLIN)
-        return bool(poll.poll(0))
+        return self._set.is_ready()
 
     def close(self) -> None:
         """Close this process's descriptors."""
@@ -323,6 +321,12 @@ class _SharedSet:
     def remove(self, number: int) -> None:
         self._epoll.unregister(number)
 
+    def is_ready(self) -> bool:
+        # To ask the set itself would disarm what it returns.
+        poll = select.poll()
+        poll.register(self._epoll, select.POLLIN)
+        return bool(poll.poll(0))
+
     def fileno(self) -> int:
         return self._epoll.fileno()
 
@@ -382,6 +386,9 @@ class _OwnSet:
 
     def remove(self, number: int) -> None:
         self._numbers.discard(number)
+
+    def is_ready(self) -> bool:
+        return self.wait(0) is not None
 
     def fileno(self) -> int:
         return -1
