@@ -7,6 +7,7 @@ the parent that the server and all its workers are gone, and tells the child tha
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pickle
 import select
@@ -20,6 +21,8 @@ from prefork_socketmap.prefork.master import Master
 from prefork_socketmap.prefork.observer import Observer
 from prefork_socketmap.prefork.succession import StartError
 from prefork_socketmap.prefork.worker import flush_output, leave_process
+
+log = logging.getLogger("prefork_socketmap.master")
 
 _MAX_REPORT = 1 << 20
 
@@ -74,8 +77,10 @@ class _Reporter(Observer):
     def __init__(self, link: socket.socket) -> None:
         self._link = link
         self.master: Master | None = None
+        self.is_serving = False
 
     def ready(self, generation: int) -> None:  # noqa: ARG002
+        self.is_serving = True
         if self.master:
             self._link.send(pickle.dumps(self.master.endpoints))
 
@@ -94,8 +99,9 @@ def _be_master(make_master: Callable[[Observer, socket.socket], Master], link: s
             reporter.master.run()
             status = 0
         except Exception as error:
-            with contextlib.suppress(OSError):
+            if reporter.is_serving:
+                log.exception("the server gives up")
+            else:
                 link.send(pickle.dumps(error))
-            raise
     finally:
         leave_process(status)
