@@ -67,7 +67,7 @@ class Source:
 
     def command(self, name: str) -> list[str]:
         """Return the command line that runs *name* with the program that is installed by then."""
-        command = [sys.executable, "-m", "prefork_socketmap", name, "-c", str(self.path)]
+        command = [sys.executable, *_safe_path(), "-m", "prefork_socketmap", name, "-c", str(self.path)]
         if name == "serve":
             command += ["--pid-file", str(self.pid_file)] if self.pid_file else []
             command += ["--verbose"] if self.verbose else []
@@ -83,6 +83,15 @@ class Source:
         if self.detached:
             lines = dataclasses.replace(lines, to="syslog")  # there is no stderr
         return dataclasses.replace(settings, log=lines, places=settings.places.with_pid_file(self.pid_file))
+
+
+def _safe_path() -> list[str]:
+    """Return the option that keeps Python from looking for modules in the current directory, unless it has before.
+
+    With -m it does, and somebody else might have put a program of our name there.
+    """
+    was_script = sys.modules["__main__"].__spec__ is None
+    return ["-P"] if sys.flags.safe_path or was_script else []
 
 
 def serve(arguments: argparse.Namespace) -> int:

@@ -6,15 +6,18 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import prefork_socketmap
+from prefork_socketmap import Endpoint
 from prefork_socketmap.daemon import pidfile
 from tests.daemon.installation import TIMEOUT, Installation, children, has_ended, process_status
 from tests.daemon.load import Load
+from tests.integration.servers.process import free_port
 from tests.serving import Client, descriptors
 from tests.waiting import eventually
 
@@ -182,6 +185,35 @@ def test_the_program_that_is_installed_by_now_runs(installation: Installation, p
         assert client.ask(b"none key") == f"TEMP {NOT_FOUND}".encode()
         upgrade(installation)
         assert client.ask(b"none key") == b"TEMP this is the new program"
+
+
+def test_a_program_in_the_current_directory_is_not_taken_for_the_new_one(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Path(sys.executable).with_name("prefork-socketmap")
+    monkeypatch.setattr("tests.daemon.installation.COMMAND", [str(script)])
+    package = installation.directory / "prefork_socketmap"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit('run by root')\n")
+    installation.start(cwd=installation.directory)
+    for _ in range(2):
+        upgrade(installation)
+
+
+def test_the_configuration_is_read_again(installation: Installation) -> None:
+    process = installation.start()
+    other = f"inet:127.0.0.1:{free_port()}"
+    installation.configure(listen=f'["{other}", "unix:sock"]')
+    upgrade(installation)
+    assert listening_on(Endpoint.parse(other).port)
+    for endpoint in other, f"unix:{installation.directory}/sock":
+        with Client(endpoint) as client:
+            assert client.ask(b"colours sky") == b"OK blue"
+    with pytest.raises(ConnectionRefusedError):
+        Client(installation.endpoint)
+    process.terminate()
+    assert process.wait(TIMEOUT) == 0
+    assert not (installation.directory / "sock").exists()
 
 
 def _broken_configuration(installation: Installation, program: Program) -> str:
