@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import signal
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
-from prefork_socketmap import Config
-from tests.serving import DEADLINE, Client, End, Gate, Serve, Site, await_end, descriptors, kill, title
+from prefork_socketmap import Config, Server
+from tests.serving import (
+    DEADLINE,
+    Client,
+    End,
+    Fork,
+    Gate,
+    Serve,
+    Site,
+    await_end,
+    descriptors,
+    kill,
+    serving,
+    title,
+)
 from tests.waiting import eventually
 
 
@@ -124,6 +140,27 @@ def test_beyond_max_parked_the_oldest_is_closed(serve: Serve, endpoint: str) -> 
         assert client.end() is (End.RESET if endpoint.startswith("inet:") else End.ORDERLY)
     assert all(client.is_open for client in clients[2:])
     ask_each(clients[2:])
+
+
+def test_where_descriptors_are_few_old_connections_make_room_for_new_ones(fork: Fork, directory: Path) -> None:
+    endpoint = f"unix:{directory}/socket"
+
+    def serve_with_few_descriptors() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+        server = Server(Config(process_limit=2, idle_timeout=0.1))
+        server.register_map("ok", say_ok)
+        server.listen(endpoint)
+        server.serve_forever()
+
+    process = fork(serve_with_few_descriptors)
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for _ in range(300):
+            clients.append(stack.enter_context(serving(endpoint)))
+            ask_each(clients[-1:])
+        eventually(lambda: sum(client.is_open for client in clients) <= 128, DEADLINE, "half of the descriptors")
+        ask_each(clients[-100:])
+    assert process.is_alive()
 
 
 def test_a_refusal_reaches_a_client_that_was_parked_before(serve: Serve, endpoint: str) -> None:
