@@ -166,6 +166,9 @@ class Worker:
             self._waits = True
             if self.must_leave:
                 return None
+            number = self._lot.wait(0)
+            if number is not None:
+                return number  # there is enough for everybody: no time to step back
             if self._lot.has_reserve and self._board.count(State.IDLE):
                 self.row.set_state(State.RESERVE)
                 self._set_title("idle")
