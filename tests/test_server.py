@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from prefork_socketmap import Config, Endpoint, ListenError, Server, SettingError, StartError
+from prefork_socketmap import Config, Endpoint, ListenError, RunningServer, Server, SettingError, StartError
+from prefork_socketmap.client import SocketmapClient, TempFail
 from tests.serving import (
     DEADLINE,
     Client,
@@ -466,6 +467,45 @@ def test_the_program_gets_its_signal_handlers_back(server: Server, unix: str, fo
 
 def say_nothing(number: int, frame: object) -> None:
     pass
+
+
+def test_a_server_may_be_started_from_another_thread_than_the_main_one(server: Server, unix: str) -> None:
+    server.listen(unix)
+    running: list[RunningServer] = []
+    thread = threading.Thread(target=lambda: running.append(server.start()))
+    thread.start()
+    thread.join(DEADLINE)
+    with Client(unix) as client:
+        assert client.ask(b"map key") == b"OK ok"
+        kill(running[0].pid, signal.SIGHUP)
+        assert client.ask(b"map key") == b"OK ok"
+    server.shutdown(DEADLINE)
+    assert running[0].pid == 0
+
+
+def test_two_servers_run_and_stop_independently(server: Server, unix: str, directory: Path) -> None:
+    other = Server()
+    other.register_map("map", lambda key: "other")
+    other.listen(f"unix:{directory}/other")
+    server.listen(unix)
+    with server.start():
+        with other.start(), Client(f"unix:{directory}/other") as client:
+            assert client.ask(b"map key") == b"OK other"
+        with Client(unix) as client:
+            assert client.ask(b"map key") == b"OK ok"
+
+
+def test_our_client_gets_the_answers_and_asks_again_after_a_restart(unix: str) -> None:
+    server = Server()
+    server.register_map("map", {"found": "value"}.get)
+    server.listen(unix)
+    with SocketmapClient(unix) as client:
+        for _ in range(2):
+            with server.start():
+                assert client.lookup("map", "found") == "value"
+                assert client.lookup("map", "missing") is None
+                with pytest.raises(TempFail, match="the lookup map does not exist"):
+                    client.lookup("nowhere", "key")
 
 
 def test_a_started_server_ends_with_the_process_that_started_it(server: Server, unix: str, fork: Fork) -> None:

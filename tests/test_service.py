@@ -5,9 +5,11 @@ from __future__ import annotations
 import array
 import contextlib
 import fcntl
+import logging
 import socket
 import termios
 import time
+from pathlib import Path
 
 import pytest
 
@@ -114,6 +116,36 @@ def test_each_row_of_the_reply_table_and_the_connection_stays(site: Site, reques
     with site.connect() as client:
         assert client.ask(request_) == reply
         assert client.ask(b"table ok") == OK
+
+
+@pytest.mark.parametrize(
+    ("request_", "logged"),
+    [
+        (
+            b"fail ValueError",
+            ["map 'fail', key 'ValueError': lookup failed", "Traceback", "the secret of the database"],
+        ),
+        (b"fail TimeoutError", ["map 'fail', key 'TimeoutError': lookup timed out"]),
+        (b"table empty", ["OK without a value; return any word"]),
+        (b"table nul", ["a NUL byte; return a text without it"]),
+        (b"table bytes", ["bytes; return a str, a Reply, or None"]),
+        (b"table too large", ["a reply of 100001 bytes where 100000 are allowed"]),
+        (b"nospace", ["malformed request: no space"]),
+    ],
+)
+def test_what_went_wrong_is_logged_with_what_to_do_about_it(
+    serve: Serve, directory: Path, request_: bytes, logged: list[str]
+) -> None:
+    log = directory / "log"
+    site = serve(
+        {"table": table, "fail": fail},
+        on_worker_start=lambda: logging.basicConfig(filename=log, force=True),
+    )
+    with site.connect() as client:
+        reply = client.ask(request_)
+    text = eventually(log.read_text, DEADLINE)
+    assert [part for part in logged if part not in text] == []
+    assert b"secret" not in reply
 
 
 @pytest.mark.parametrize(
