@@ -36,7 +36,7 @@ class BackgroundMaster:
         *make_master* gets the observer to report to, and the socket whose end shall stop the master.
         """
         self._link, childs_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._reaping = threading.Lock()
+        self._reaping = threading.RLock()  # a signal handler may stop the server while its thread waits for it
         flush_output()
         self.pid = os.fork()
         if self.pid == 0:
@@ -65,7 +65,8 @@ class BackgroundMaster:
                 return False
         with self._reaping:
             if self.pid:
-                os.waitpid(self.pid, 0)
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(self.pid, 0)
                 self.pid = 0
                 self._link.close()
         return True

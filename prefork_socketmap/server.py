@@ -108,7 +108,8 @@ class Server:
     def serve_forever(self) -> None:
         """Be the master process until stopped: by TERM (graceful), INT or QUIT (at once), or the methods below.
 
-        HUP replaces the workers. In another thread than the main one, signals are left alone. Raises ListenError,
+        HUP replaces the workers. In another thread than the main one, signals are left alone; a program with several
+        threads had better use ``start``, since workers are forked from the process that serves. Raises ListenError,
         an OSError, for an address that is in use or not ours; StartError when the workers cannot start;
         RuntimeError when there is nothing to serve, or when the server is closed or serving already.
         """

@@ -117,6 +117,17 @@ def await_refusal(address: str) -> None:
     eventually(nobody_listens, DEADLINE)
 
 
+def test_half_a_request_does_not_hold_up_a_stop(foreground: Foreground, address: str) -> None:
+    process = foreground(Config(stop_timeout=0, read_timeout=0))
+    with Client(address) as client:
+        assert client.ask(b"ok key") == b"OK ok"
+        client.sock.sendall(b"6:ok")
+        eventually(lambda: any("serving" in title(worker) for worker in children(pid_of(process))))
+        kill(pid_of(process), signal.SIGTERM)
+        client.end()
+    assert exit_code(process) == 0
+
+
 def test_term_closes_idle_connections_by_reset(foreground: Foreground, address: str) -> None:
     process = foreground()
     with Client(address) as fresh, Client(address) as served:

@@ -22,6 +22,7 @@ from prefork_socketmap.prefork.waiting import LONGEST_WAIT
 
 PATIENCE = 0.05
 _CHECK_EVERY = 16
+_STOP_CHECK = 0.5  # how often one that waits for the rest of a request looks whether the server stops
 _READ_SIZE = 4096  # Postfix writes at most so much at a time
 _KERNEL_TIMEOUT = struct.pack("@ll", 0, int(PATIENCE * 1e6))
 _RESET_ON_CLOSE = struct.pack("@ii", 1, 0)
@@ -46,6 +47,8 @@ class Holder(Protocol):
     can_park: bool
     job_time: float
 
+    @property
+    def stops(self) -> bool: ...  # noqa: D102
     def is_dispensable(self) -> bool: ...  # noqa: D102
     def wait_while_silent(self, sock: socket.socket) -> bool: ...  # noqa: D102
     def job_begins(self, name: int) -> None: ...  # noqa: D102
@@ -143,17 +146,25 @@ class Connection:
             return b""
 
     def receive_until(self, deadline: float) -> bytes:
-        """Return more bytes of a request that has begun; none when the client hung up or *deadline* has passed."""
-        if monotonic() >= deadline:  # bytes that drip in without a pause never get as far as the wait below
+        """Return more bytes of a request that has begun; none when the client hung up or *deadline* has passed.
+
+        None, too, when the server stops: half a request is no lookup under way that it would have to wait for.
+        """
+        # Bytes that drip in without a pause never get as far as the wait below.
+        if monotonic() >= deadline or self._holder.stops:
             return b""
         try:
             return self._recv(_READ_SIZE)
         except BlockingIOError:
-            if self._wait_for(select.POLLIN, deadline):
-                return self._receive_now()
-            return b""
+            return self._receive_now() if self._wait_for_rest(deadline) else b""
         except OSError:
             return b""
+
+    def _wait_for_rest(self, deadline: float) -> bool:
+        while not self._holder.stops and monotonic() < deadline:
+            if self._wait_for(select.POLLIN, min(deadline, monotonic() + _STOP_CHECK)):
+                return True
+        return False
 
     def send(self, data: bytes, timeout: float) -> bool:
         """Send all of *data* within *timeout* seconds (0: however long it takes); return whether that succeeded."""

@@ -283,7 +283,7 @@ class Worker:
             self._handler(connection)
         except Exception:
             log.exception("a connection is given up after an error in its handler")
-        if connection.can_go_on and self.can_park and not self._board.stopping:
+        if connection.can_go_on and self.can_park and not self.stops:
             self._park(connection)
         else:
             self._end(connection)
@@ -324,6 +324,11 @@ class Worker:
             self._lot.call_reserve()
         elif not board.is_watched:
             self._around.inbox.send(Kind.EMPTY_FRONT)
+
+    @property
+    def stops(self) -> bool:
+        """Whether the server stops."""
+        return bool(self._board.stopping)
 
     def is_dispensable(self) -> bool:
         """Whether others can be served while we wait for a client; without a lot we cannot leave it anyway."""
