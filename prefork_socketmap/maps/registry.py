@@ -7,7 +7,7 @@ types and whose objects are subclasses of ``Map``.
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -75,7 +75,8 @@ def _load(key: str, kind: str) -> type[Map]:
     if path is None:
         raise settings.wrong(key, kind, "one of " + ", ".join(sorted(_BUILT_IN.keys() | _entry_points().keys())))
     try:
-        found = importlib.metadata.EntryPoint(kind, path, GROUP).load()
+        module, _, name = path.partition(":")
+        found = getattr(importlib.import_module(module), name, None)
     except ImportError as error:
         raise MissingLibraryError(key, _missing(kind, error)) from error
     if not (isinstance(found, type) and issubclass(found, Map)):
@@ -84,6 +85,9 @@ def _load(key: str, kind: str) -> type[Map]:
 
 
 def _entry_points() -> dict[str, str]:
+    # For types of others only: to load it takes as long as all the rest of a worker's start.
+    import importlib.metadata
+
     return {point.name: point.value for point in importlib.metadata.entry_points(group=GROUP)}
 
 
