@@ -152,10 +152,6 @@ class Master:
         """Stop at once. May be called from any thread and from a signal handler."""
         self._signals.send(signal.SIGQUIT)
 
-    def reload(self) -> None:
-        """Replace the workers by a new generation. May be called from any thread and from a signal handler."""
-        self._signals.send(signal.SIGHUP)
-
     # The loop.
 
     def _loop(self) -> None:

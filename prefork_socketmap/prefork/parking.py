@@ -65,7 +65,7 @@ class Lot:
 
     def state(self) -> LotState:
         """Return what another program needs to go on with this lot. Raises TakeoverError where that is impossible."""
-        if not self._reserve:
+        if not self._reserve or isinstance(self._set, _OwnSet):
             raise TakeoverError("without epoll the program cannot be replaced: stop and start it")
         return LotState(
             self.first_number, self._set.fileno(), self._reserve.fileno(), self._reserve.clapper, self._table
@@ -146,7 +146,8 @@ class Lot:
 
     def holder(self, number: int) -> int | None:
         """Return the slot of the worker that serves the connection, None when it is silent."""
-        return self._holders[number - self.first_number] - 1 if self._holders[number - self.first_number] else None
+        holder = self._holders[number - self.first_number]
+        return None if holder == _NOBODY else holder - 1
 
     def since(self, number: int) -> float:
         """Return when the connection was last released."""
@@ -160,10 +161,6 @@ class Lot:
         """Stop watching *number*."""
         with contextlib.suppress(OSError, KeyError, ValueError):
             self._set.remove(number)
-
-    def fileno(self) -> int:
-        """Return a descriptor that is readable while something waits for a worker; -1 where there is no epoll."""
-        return self._set.fileno()
 
     def has_work(self) -> bool:
         """Whether something waits for a worker."""
@@ -389,9 +386,6 @@ class _OwnSet:
 
     def is_ready(self) -> bool:
         return self.wait(0) is not None
-
-    def fileno(self) -> int:
-        return -1
 
     def close(self) -> None:
         self._numbers.clear()

@@ -41,8 +41,8 @@ _TALLIES = (_ROWS + MAX_SLOTS * _ROW_SIZE + _PAGE - 1) // _PAGE * _PAGE
 _SLOT_SIZE = MAX_NAMES * TALLY_SIZE
 
 # Words of a row. Times are CLOCK_MONOTONIC seconds; 0.0: none. The client's text takes up the rest.
-_PID, _GENERATION, _SINCE, _JOB_STARTED, _JOBS, _CONNECTIONS, _REFUSED, _NEW, _JOB_NAME = range(9)
-_CLIENT = 9 * 8
+_PID, _GENERATION, _SINCE, _JOB_STARTED, _CONNECTIONS, _REFUSED, _NEW, _JOB_NAME = range(8)
+_CLIENT = 8 * 8
 _CLIENT_SIZE = _ROW_SIZE - _CLIENT
 
 
@@ -302,11 +302,10 @@ class Row:
         self._times = board.times
         self._base = (_ROWS + slot * _ROW_SIZE) // 8
         self._job_started = self._base + _JOB_STARTED
-        self._jobs = self._base + _JOBS
         self._job_name = self._base + _JOB_NAME
 
     def begin(self, generation: int) -> None:
-        """Start a new life in this slot. The counters of jobs and connections go on."""
+        """Start a new life in this slot. The counters of connections go on."""
         self._words[self._base + _GENERATION] = generation
         self._times[self._job_started] = 0.0
         self.has_new = False
@@ -353,18 +352,12 @@ class Row:
         return self._times[self._job_started]
 
     @property
-    def jobs(self) -> int:
-        """How many jobs workers in this slot have begun, ever."""
-        return self._words[self._jobs]
-
-    @property
     def job_name(self) -> int:
         """What the latest job is for: the index of its tally's name."""
         return self._words[self._job_name]
 
     def job_begins(self, name: int) -> None:
         """Note that a job begins, for *name*: from now on it may be interrupted when it takes too long."""
-        self._words[self._jobs] += 1
         self._words[self._job_name] = name
         self._times[self._job_started] = monotonic()
 
