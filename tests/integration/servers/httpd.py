@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.servers import http_program
-from tests.integration.servers.process import Certificate, Server, answers_at, free_port
+from tests.integration.servers.process import Certificate, Server, answers_at, free_port, running
 
 
 class Httpd(Server):
@@ -29,12 +29,8 @@ class Httpd(Server):
 
 @pytest.fixture(scope="session")
 def _httpd() -> Iterator[Httpd]:
-    server = Httpd()
-    try:
-        server.start()
+    with running(Httpd()) as server:
         yield server
-    finally:
-        server.close()
 
 
 @pytest.fixture

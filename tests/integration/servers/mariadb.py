@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.servers.process import Certificate, Server, library, program
+from tests.integration.servers.process import Certificate, Server, library, program, running
 
 PASSWORD = "a pass'word\\"
 DATABASE = "mail"
@@ -70,9 +70,7 @@ class Mariadb(Server):
 
 @pytest.fixture(scope="session")
 def _mariadb() -> Iterator[Mariadb]:
-    server = Mariadb()
-    try:
-        server.start()
+    with running(Mariadb()) as server:
         quoted = PASSWORD.replace("\\", "\\\\").replace("'", "''")
         server.execute(f"CREATE DATABASE {DATABASE}", database=None)
         server.execute(
@@ -81,8 +79,6 @@ def _mariadb() -> Iterator[Mariadb]:
             f"GRANT SELECT, EXECUTE ON {DATABASE}.* TO postfix@'%'",
         )
         yield server
-    finally:
-        server.close()
 
 
 @pytest.fixture

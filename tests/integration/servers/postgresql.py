@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.servers.process import Certificate, Server, library, program
+from tests.integration.servers.process import Certificate, Server, library, program, running
 
 PASSWORD = "a pass'word\\"
 DATABASE = "mail"
@@ -65,9 +65,7 @@ class Postgresql(Server):
 
 @pytest.fixture(scope="session")
 def _postgresql() -> Iterator[Postgresql]:
-    server = Postgresql()
-    try:
-        server.start()
+    with running(Postgresql()) as server:
         quoted = PASSWORD.replace("'", "''")
         server.execute(f"CREATE DATABASE {DATABASE}", database="postgres")
         server.execute(
@@ -76,8 +74,6 @@ def _postgresql() -> Iterator[Postgresql]:
             "GRANT SELECT ON alias TO postfix",
         )
         yield server
-    finally:
-        server.close()
 
 
 @pytest.fixture

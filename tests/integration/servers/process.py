@@ -15,8 +15,9 @@ import signal
 import socket
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
 
 import pytest
 
@@ -29,6 +30,26 @@ _PROGRAM_PATHS = [
     "/usr/sbin",
     *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)),
 ]
+
+
+class Startable(Protocol):
+    """What can be started, and closed even if it could not."""
+
+    def start(self) -> None: ...
+    def close(self) -> None: ...
+
+
+S = TypeVar("S", bound=Startable)
+
+
+@contextlib.contextmanager
+def running(server: S) -> Iterator[S]:
+    """Run *server* for as long as the context lasts."""
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
 
 
 def unavailable(what: str) -> NoReturn:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.servers.process import Certificate, Server, free_port, library, program
+from tests.integration.servers.process import Certificate, Server, free_port, library, program, running
 from tests.waiting import eventually
 
 PASSWORD = "a pass word"
@@ -153,12 +153,8 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def _redis() -> Iterator[Redis]:
-    server = Redis("--requirepass", PASSWORD)
-    try:
-        server.start()
+    with running(Redis("--requirepass", PASSWORD)) as server:
         yield server
-    finally:
-        server.close()
 
 
 @pytest.fixture
@@ -172,22 +168,14 @@ def redis_server(_redis: Redis) -> Iterator[Redis]:
 @pytest.fixture
 def redis_sentinel() -> Iterator[Watched]:
     """An empty primary and its replica under a Sentinel; new for each test, since a failover leaves its mark."""
-    watched = Watched()
-    try:
-        watched.start()
+    with running(Watched()) as watched:
         yield watched
-    finally:
-        watched.close()
 
 
 @pytest.fixture(scope="session")
 def _redis_cluster() -> Iterator[Cluster]:
-    cluster = Cluster()
-    try:
-        cluster.start()
+    with running(Cluster()) as cluster:
         yield cluster
-    finally:
-        cluster.close()
 
 
 @pytest.fixture

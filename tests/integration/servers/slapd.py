@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.servers.process import Certificate, Server, free_port, library, program
+from tests.integration.servers.process import Certificate, Server, free_port, library, program, running
 
 SUFFIX = "dc=example,dc=com"
 MANAGER = f"cn=manager,{SUFFIX}"
@@ -101,12 +101,8 @@ class Slapd(Server):
 
 @pytest.fixture(scope="session")
 def _slapd() -> Iterator[Slapd]:
-    server = Slapd()
-    try:
-        server.start()
+    with running(Slapd()) as server:
         yield server
-    finally:
-        server.close()
 
 
 @pytest.fixture
