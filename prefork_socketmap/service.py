@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from time import monotonic
 
 from prefork_socketmap.config import Config
 from prefork_socketmap.prefork.connection import Connection, Ending
+from prefork_socketmap.prefork.job import Job
 from prefork_socketmap.prefork.tallies import Tallies, Tally
 from prefork_socketmap.prefork.worker import Overdue
 from prefork_socketmap.socketmap import netstring
@@ -22,6 +24,7 @@ from prefork_socketmap.socketmap.messages import (
     ReplyTooLargeError,
     Request,
     Status,
+    encode_reply,
 )
 
 Answer = Reply | str | None
@@ -39,6 +42,7 @@ ANY_OTHER_MAP = "(default)"
 NO_SUCH_MAP = "(unknown)"
 
 _OK = Status.OK  # Enum looks its members up in a slow way
+_NOT_FOUND = Reply.not_found()
 _MALFORMED = Reply.perm_fail("malformed request")
 _NO_SUCH_MAP = Reply.temp_fail("the lookup map does not exist")
 _FAILED = Reply.temp_fail("lookup failed")
@@ -77,17 +81,18 @@ class Service:
         deadline = None
         while data := connection.receive_until(deadline) if deadline else connection.await_request():
             decoder.feed(data)
-            try:
-                while (payload := decoder.next()) is not None:
-                    deadline = None
-                    reply = netstring.encode(self._answer(payload, connection))
-                    if not connection.send(reply, self._write_timeout):
-                        return
-            except netstring.FramingError as error:
-                self._refuse(connection, error)
-                return
-            if decoder.pending:
-                deadline = deadline or monotonic() + self._read_timeout
+            while decoder.pending:
+                try:
+                    payload = decoder.next()
+                except netstring.FramingError as error:
+                    self._refuse(connection, error)
+                    return
+                if payload is None:
+                    deadline = deadline or monotonic() + self._read_timeout
+                    break
+                deadline = None
+                if not connection.send(netstring.encode(self._answer(payload, connection)), self._write_timeout):
+                    return
 
     def _refuse(self, connection: Connection, error: netstring.FramingError) -> None:
         log.warning("%s: malformed request: %s", connection.client, error)
@@ -97,26 +102,22 @@ class Service:
     def _answer(self, payload: bytes, connection: Connection) -> bytes:
         """Return the payload of the reply to a request's payload."""
         try:
-            name, key = Request.decode(payload)
+            name, key = Request.split(payload)
         except MalformedRequestError as error:
             log.warning("%s: malformed request: %s", connection.client, error)
             return _MALFORMED.encode()
-        found = self._maps.get(name)
-        if found is not None:
-            lookup, tally = found
-            answer = self._look_up(name, (key,), lookup, tally, connection)
-        else:
-            default, tally = self._others
-            answer = self._look_up(name, (name, key), default, tally, connection)
+        lookup, tally = self._maps.get(name) or self._default(name)
+        job = connection.job
+        answer = self._look_up(name, key, lookup, tally, job)
         status, reply = self._encode(name, key, answer)
-        tally.count(_COLUMN[status.prefix], connection.job_time)
+        tally.count(_COLUMN[status.prefix], job.seconds)
         if self._log_lookups:
             # What the client wrote stands last, and in brackets as in Postfix's log: a key may hold ", status=OK".
             lookups.info(
                 "lookup: client=%s, status=%s, time=%.1f ms, map=%s, key=<%s>",
                 connection.client,
                 status.value,
-                connection.job_time * 1000,
+                job.seconds * 1000,
                 name,
                 key,
             )
@@ -125,8 +126,8 @@ class Service:
     def _encode(self, name: str, key: str, answer: Answer) -> tuple[Status, bytes]:
         """Return status and payload of the reply for *answer*, or for the error that it is."""
         try:
-            reply = _to_reply(answer)
-            return reply.status, reply.encode(self._max_reply_size)
+            status, text = _to_reply(answer)
+            return status, encode_reply(status, text, self._max_reply_size)
         except ReplyTooLargeError as error:
             log.error("map %r, key %r: %s", name, key, error)
             reply = _TOO_LARGE
@@ -135,27 +136,24 @@ class Service:
             reply = _INVALID
         return reply.status, reply.encode()
 
-    def _look_up(
-        self,
-        name: str,
-        question: tuple[str, ...],
-        lookup: Callable[..., Answer],
-        tally: Tally,
-        connection: Connection,
-    ) -> Answer:
-        """Return what *lookup* says to the *question*; whatever goes wrong in it becomes a reply."""
+    def _default(self, name: str) -> tuple[Lookup, Tally]:
+        lookup, tally = self._others
+        return partial(lookup, name), tally
+
+    def _look_up(self, name: str, key: str, lookup: Lookup, tally: Tally, job: Job) -> Answer:
+        """Return what *lookup* says to *key*; whatever goes wrong in it becomes a reply."""
         try:
             try:
-                connection.job_begins(tally.index)
-                return lookup(*question)
+                job.begin(tally.index)
+                return lookup(key)
             finally:
-                connection.job_ends()
+                job.end()
         except (TimeoutError, Overdue):
-            connection.job_ends()  # again: the interruption may have hit right before the first time
-            log.warning("map %r, key %r: lookup timed out", name, question[-1])
+            job.end()  # again: the interruption may have hit right before the first time
+            log.warning("map %r, key %r: lookup timed out", name, key)
             return _TIMED_OUT
         except BaseException:  # a SystemExit, too, is the lookup's failure, and no reason for the worker to go
-            log.exception("map %r, key %r: lookup failed", name, question[-1])
+            log.exception("map %r, key %r: lookup failed", name, key)
             return _FAILED
 
 
@@ -173,11 +171,12 @@ def name_of_others(has_default: bool) -> str:
     return ANY_OTHER_MAP if has_default else NO_SUCH_MAP
 
 
-def _to_reply(answer: Answer) -> Reply:
+def _to_reply(answer: Answer) -> Reply | tuple[Status, str]:
+    """Return status and text of the reply. Raises InvalidReplyError for what cannot become one."""
+    if isinstance(answer, str):
+        return _OK, answer  # as a Reply it would take as long again as all that is left to do
     if answer is None:
-        return Reply.not_found()
+        return _NOT_FOUND
     if isinstance(answer, Reply):
         return answer
-    if isinstance(answer, str):
-        return Reply(_OK, answer)
     raise InvalidReplyError(f"{type(answer).__name__}; return a str, a Reply, or None for 'not found'")

@@ -40,6 +40,7 @@ def table(key: str) -> Answer:
         "empty": "",
         "blank": BLANK,
         "nul": "before\0after",
+        "an exception as reason": Reply.temp_fail(ValueError("text")),  # type: ignore[arg-type]
         "nul in a reason": Reply.temp_fail("before\0after"),
         "not encodable": "\ud800",
         "number": 5,  # type: ignore[dict-item]
@@ -103,6 +104,7 @@ def site(serve: Serve, endpoint: str) -> Site:
         (b"table reason too large", b"TEMP reply too large"),
         (b"table nul", b"TEMP invalid reply"),
         (b"table nul in a reason", b"TEMP invalid reply"),
+        (b"table an exception as reason", b"TEMP invalid reply"),
         (b"table empty", b"TEMP invalid reply"),
         (b"table blank", b"TEMP invalid reply"),
         (b"table not encodable", b"TEMP invalid reply"),

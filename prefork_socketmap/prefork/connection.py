@@ -18,11 +18,14 @@ import termios
 from time import monotonic
 from typing import Protocol
 
+from prefork_socketmap.prefork.job import Job
 from prefork_socketmap.prefork.waiting import LONGEST_WAIT
 
 PATIENCE = 0.05
-_CHECK_EVERY = 16
+_UNCHECKED = 15  # so many requests of a busy client are awaited without a look at who else needs the worker
 _STOP_CHECK = 0.5  # how often one that waits for the rest of a request looks whether the server stops
+# A request with an address fits, and so does the bytes object in what the interpreter allocates without malloc(3).
+_REQUEST_SIZE = 476
 _READ_SIZE = 4096  # Postfix writes at most so much at a time
 _KERNEL_TIMEOUT = struct.pack("@ll", 0, int(PATIENCE * 1e6))
 _RESET_ON_CLOSE = struct.pack("@ii", 1, 0)
@@ -45,14 +48,12 @@ class Holder(Protocol):
 
     must_leave: bool
     can_park: bool
-    job_time: float
+    job: Job
 
     @property
     def stops(self) -> bool: ...  # noqa: D102
     def is_dispensable(self) -> bool: ...  # noqa: D102
     def wait_while_silent(self, sock: socket.socket) -> bool: ...  # noqa: D102
-    def job_begins(self, name: int) -> None: ...  # noqa: D102
-    def job_ends(self) -> None: ...  # noqa: D102
 
 
 class Connection:
@@ -60,8 +61,8 @@ class Connection:
 
     ``client`` is the peer's IP address, or ``"local"`` for a Unix socket. ``number`` and ``serial`` say where it
     stands in the lot, if it does (see ``parking``). ``ending`` says how a turn of serving it ended; a handler sets it
-    to REFUSED when it has sent something after which it does not want to read on. ``job_begins`` and ``job_ends``
-    enclose what the job's time limit is for: past it, ``Overdue`` is raised in between.
+    to REFUSED when it has sent something after which it does not want to read on. ``job`` is for what has a time
+    limit: past it, ``Overdue`` is raised between the job's begin and its end.
     """
 
     def __init__(self, sock: socket.socket, holder: Holder, number: int = 0, serial: int = 0) -> None:
@@ -69,23 +70,18 @@ class Connection:
         self.number = number
         self.serial = serial
         self.ending = Ending.GONE
-        self.job_begins = holder.job_begins
-        self.job_ends = holder.job_ends
+        self.job = holder.job
         self._holder = holder
         self._recv = sock.recv
+        self._send = sock.send
         if sock.gettimeout() is not None:
             # The program has set a default timeout, for the sake of its databases perhaps. The kernel's are ours.
             sock.settimeout(None)
         self._is_tcp = sock.family != socket.AF_UNIX
-        self._awaited = 1
+        self._unchecked = 0
         # A new client has more than one question, as a rule: Postfix asks for sender and recipient in one go.
         self._is_busy = True
         self.client = sock.getpeername()[0] if self._is_tcp else "local"
-
-    @property
-    def job_time(self) -> float:
-        """How long the last job took, in seconds."""
-        return self._holder.job_time
 
     def set_options(self) -> None:
         """Set the options of a socket that was just accepted."""
@@ -101,7 +97,7 @@ class Connection:
     def begin_turn(self, silent_since: float) -> None:
         """Begin to serve a connection from the lot, whose client was silent from *silent_since* until now."""
         self.ending = Ending.GONE
-        self._awaited = 0  # it has spoken: there is nothing to wait for
+        self._unchecked = 1  # it has spoken: there is nothing to wait for
         self._is_busy = monotonic() - silent_since < PATIENCE
 
     def await_request(self) -> bytes:
@@ -110,15 +106,16 @@ class Connection:
         To be called between two requests: here the worker lets go of a connection when the client is silent, when
         others need the worker more, or when the worker has to leave.
         """
-        if self._holder.must_leave:
+        if self._holder.must_leave or self.job.left <= 0:
             self.ending = Ending.MOVED
             return b""
-        if self._awaited and not self._may_wait():
+        if self._unchecked:
+            self._unchecked -= 1
+        elif not self._may_wait():
             self.ending = Ending.MOVED
             return b""
-        self._awaited += 1
         try:
-            return self._recv(_READ_SIZE)
+            return self._recv(_REQUEST_SIZE)
         except BlockingIOError:
             return self._await_silent()
         except OSError:
@@ -128,8 +125,8 @@ class Connection:
         """Whether to wait for the next request: a busy client's, while another worker is there for other clients."""
         if not self._is_busy:
             return not self._holder.can_park
-        # Now and then is enough, and costs a busy client nothing.
-        return self._awaited % _CHECK_EVERY != 1 or self._holder.is_dispensable()
+        self._unchecked = _UNCHECKED  # now and then is enough, and costs a busy client nothing
+        return self._holder.is_dispensable()
 
     def _await_silent(self) -> bytes:
         """Wait for a client that has not spoken for PATIENCE, where the connection cannot be parked."""
@@ -169,7 +166,7 @@ class Connection:
     def send(self, data: bytes, timeout: float) -> bool:
         """Send all of *data* within *timeout* seconds (0: however long it takes); return whether that succeeded."""
         try:
-            sent = self.sock.send(data)
+            sent = self._send(data)
         except BlockingIOError:
             sent = 0
         except OSError:

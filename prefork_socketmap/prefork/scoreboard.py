@@ -24,6 +24,7 @@ from time import monotonic, time
 from typing import Self
 
 from prefork_socketmap.prefork import memory
+from prefork_socketmap.prefork.job import Job
 from prefork_socketmap.prefork.tallies import LABEL_SIZE, MAX_NAMES, OTHER, TALLY_SIZE, Tallies, label
 
 MAX_SLOTS = 20000  # twice the largest process_limit: during a reload two generations stand side by side
@@ -356,16 +357,10 @@ class Row:
         """What the latest job is for: the index of its tally's name."""
         return self._words[self._job_name]
 
-    def job_begins(self, name: int) -> None:
-        """Note that a job begins, for *name*: from now on it may be interrupted when it takes too long."""
-        self._words[self._job_name] = name
-        self._times[self._job_started] = monotonic()
-
-    def job_ends(self) -> float:
-        """Note that the job is over; return how long it took, in seconds; 0.0 when that was noted before."""
-        started = self._times[self._job_started]
-        self._times[self._job_started] = 0.0
-        return monotonic() - started if started else 0.0
+    def job(self, left: float) -> Job:
+        """Return what the worker notes its jobs with; *left*: how many it may do."""
+        name, started = self._job_name, self._job_started
+        return Job(self._words[name : name + 1], self._times[started : started + 1], left)
 
     @property
     def connections(self) -> int:

@@ -46,6 +46,7 @@ INTERRUPT_JOB = signal.SIGUSR1
 # accept(2) reports the troubles of the new connection, too; these are ours.
 _OUT_OF_MEANS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _SLOW = 0.001  # after a job of this length the next one is expected to take as long
+_ANY_NUMBER = float("inf")
 _SILENCE_CHECK = 1.0  # how often one that cannot park looks whether others need it more than its silent client
 
 
@@ -125,8 +126,7 @@ class Worker:
         )
         self._silence = SilenceWait(self._signals, around.lifeline)
         self._title = ""
-        self.job_time = 0.0
-        self._jobs_left = _vary(around.limits.max_use) or -1
+        self.job = around.row.job(_vary(around.limits.max_use) or _ANY_NUMBER)
 
     def start(self) -> None:
         """Get ready to serve, and say so. Raises whatever the start of the handler raises."""
@@ -225,7 +225,7 @@ class Worker:
 
     def _take_from_lot(self, number: int) -> Connection | None:
         serial = self._lot.hold(number, self.row)
-        self._become_busy(for_long=self.job_time > _SLOW)
+        self._become_busy(for_long=self.job.seconds > _SLOW)
         connection = self._known.get(number)
         if connection is None or connection.serial != serial:
             connection = self._meet(number, serial)
@@ -283,6 +283,8 @@ class Worker:
             self._handler(connection)
         except Exception:
             log.exception("a connection is given up after an error in its handler")
+        if self.job.left <= 0:
+            self.must_leave = True
         if connection.can_go_on and self.can_park and not self.stops:
             self._park(connection)
         else:
@@ -351,17 +353,6 @@ class Worker:
                 self.row.set_state(State.BUSY)
                 return True
         return False
-
-    def job_begins(self, name: int) -> None:
-        """Begin a job, for the name with this index; it counts for max_use, and may be interrupted from now on."""
-        self._jobs_left -= 1
-        if not self._jobs_left:
-            self.must_leave = True
-        self.row.job_begins(name)
-
-    def job_ends(self) -> None:
-        """End the job."""
-        self.job_time = self.row.job_ends() or self.job_time
 
     def _on_leave(self, _number: int, _frame: FrameType | None) -> None:
         self.must_leave = True

@@ -29,41 +29,37 @@ class Decoder:
 
     ``feed()`` takes what was received, ``next()`` returns the next complete payload, or None when it needs more
     input. It holds at most one incomplete netstring and what was fed behind it, so a caller that calls ``next()``
-    until it returns None before it feeds again bounds the memory by *max_size* and its own read size.
+    until it returns None before it feeds again bounds the memory by *max_size* and its own read size. ``pending`` is
+    what is held: the beginning of a netstring, or, before ``next()``, more than that.
 
     *max_size*: the longest payload, in bytes, that is accepted. The length is compared with it before any of the
     payload is awaited, and its digits are counted before they are converted: no input makes the decoder reserve
     memory for a length that it refuses.
     """
 
-    __slots__ = ("_buffer", "_max_digits", "_max_size")
+    __slots__ = ("_max_digits", "_max_size", "pending")
 
     def __init__(self, max_size: int) -> None:
         self._max_size = max_size
         self._max_digits = len(str(max_size))
         # Bytes while it holds whole input (cheap to slice), a bytearray while input trickles in (cheap to extend).
-        self._buffer: bytes | bytearray = b""
-
-    @property
-    def pending(self) -> bool:
-        """Whether bytes are held: the beginning of a netstring, or, before ``next()``, more than that."""
-        return bool(self._buffer)
+        self.pending: bytes | bytearray = b""
 
     def feed(self, data: bytes) -> None:
         """Add *data*, the bytes that were received."""
-        if not self._buffer:
-            self._buffer = data
+        if not self.pending:
+            self.pending = data
             return
-        if not isinstance(self._buffer, bytearray):
-            self._buffer = bytearray(self._buffer)
-        self._buffer += data
+        if not isinstance(self.pending, bytearray):
+            self.pending = bytearray(self.pending)
+        self.pending += data
 
     def next(self) -> bytes | None:
         """Return the next payload, or None when its end has not arrived yet.
 
         Raises FramingError as soon as the bytes that are there cannot begin a netstring of at most *max_size*.
         """
-        buffer = self._buffer
+        buffer = self.pending
         if not buffer:
             return None
         colon = buffer.find(b":", 0, self._max_digits + 1)
@@ -82,7 +78,7 @@ class Decoder:
             return None
         if buffer[comma] != _COMMA:
             raise FramingError(f"byte {buffer[comma]:#04x} where the comma belongs")
-        self._buffer = buffer[comma + 1 :]
+        self.pending = buffer[comma + 1 :]
         return bytes(buffer[colon + 1 : comma])
 
     def _check_digits(self, beginning: bytes) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from prefork_socketmap import Config
+from prefork_socketmap.socketmap import netstring
 from tests.serving import (
     DEADLINE,
     End,
@@ -126,6 +127,14 @@ def test_a_worker_is_replaced_after_about_max_use_lookups(serve: Serve, endpoint
     whole = list(served.values())[:-1]
     assert len(whole) >= 3
     assert all(90 <= uses <= 110 for uses in whole)
+
+
+def test_lookups_beyond_max_use_in_one_packet_are_answered_and_the_worker_leaves(serve: Serve, endpoint: str) -> None:
+    site = serve(MAPS, Config(process_limit=1, max_use=2), endpoint)
+    with site.connect() as client:
+        client.send(netstring.encode(b"who key") * 10)
+        (worker,) = {client.reply() for _ in range(10)}
+        assert client.ask(b"who key") != worker
 
 
 def test_more_busy_clients_than_workers_are_all_served(serve: Serve, endpoint: str) -> None:

@@ -29,7 +29,7 @@ def test_a_reader_sees_what_is_written_while_it_looks(path: Path) -> None:
     row.pid = 4711
     row.client = "2001:db8::1"
     row.set_state(State.BUSY)
-    row.job_begins(1)
+    row.job(left=5).begin(1)
     board.open_tallies(row.slot)["users"].count(2, 0.5)
     (read,) = reader.rows()
     assert (reader.pid, reader.workers_spawned) == (os.getpid(), 1)

@@ -186,4 +186,4 @@ def test_no_memory_is_taken_for_an_announced_length() -> None:
     assert decoder.next() is None
     decoder.feed(b"x")
     assert decoder.next() is None
-    assert sys.getsizeof(decoder._buffer) < 1000
+    assert sys.getsizeof(decoder.pending) < 1000
