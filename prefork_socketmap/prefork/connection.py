@@ -15,6 +15,7 @@ import select
 import socket
 import struct
 import termios
+from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
 
@@ -54,6 +55,10 @@ class Holder(Protocol):
     def stops(self) -> bool: ...  # noqa: D102
     def is_dispensable(self) -> bool: ...  # noqa: D102
     def wait_while_silent(self, sock: socket.socket) -> bool: ...  # noqa: D102
+
+
+Handler = Callable[["Connection"], None]
+"""Serves one connection; returns when it has ended, or when ``Connection.await_request`` returned nothing."""
 
 
 class Connection:

@@ -13,10 +13,10 @@ from typing import Self
 
 from setproctitle import setproctitle
 
+from prefork_socketmap.prefork.connection import Handler
 from prefork_socketmap.prefork.limits import Limits
 from prefork_socketmap.prefork.listener import Endpoint, Listener, open_listener, resolve
 from prefork_socketmap.prefork.tallies import Tallies
-from prefork_socketmap.prefork.worker import Handler
 
 log = logging.getLogger("prefork_socketmap.master")
 

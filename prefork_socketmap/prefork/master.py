@@ -78,7 +78,7 @@ class Master:
         self._stopping = False
         self._kill_at = _NEVER
         self.board = board or (Scoreboard.resume(state.board) if state else Scoreboard())
-        self._signals = Signals()
+        self._signals = Signals(_HANDLED)
 
     @property
     def endpoints(self) -> list[Endpoint]:
@@ -93,14 +93,14 @@ class Master:
         """
         self._has_signals = threading.current_thread() is threading.main_thread()
         if self._has_signals:
-            self._signals.install(dict.fromkeys(_HANDLED))
+            self._signals.install()
         if self._state:
             signal.pthread_sigmask(signal.SIG_SETMASK, [])  # the program before this one has blocked them
         limit = _raise_descriptor_limit()
         self._room_to_park = limit - _RESERVED_DESCRIPTORS
         self._shared = Shared.resume(self._state, self.board) if self._state else Shared.new(limit, self.board)
         self._keeper = Keeper(self._shared.lot, self.board)
-        self._pool = Pool(self._shared, self._keeper, self._leave_to_child)
+        self._pool = Pool(self._shared, self._keeper, self._signals, self._leave_to_child)
         self._staff = Staff(self.board, self._pool, self._shared.lot)
         self._succession = Succession(
             load=self._load,
@@ -309,7 +309,6 @@ class Master:
 
     def _leave_to_child(self) -> None:
         """In a new worker: close what is the master's alone."""
-        self._signals.close()
         self._selector.close()
         self._shared.leave_to_child()
 

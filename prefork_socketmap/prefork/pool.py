@@ -14,8 +14,9 @@ from prefork_socketmap.prefork.generation import Generation
 from prefork_socketmap.prefork.parking import Keeper
 from prefork_socketmap.prefork.scoreboard import Row, State
 from prefork_socketmap.prefork.shared import Shared
+from prefork_socketmap.prefork.signals import Signals
 from prefork_socketmap.prefork.takeover import ChildState
-from prefork_socketmap.prefork.worker import LEAVE, Surroundings, flush_output, leave_process, live
+from prefork_socketmap.prefork.worker import LEAVE, Worker, flush_output, leave_process
 
 
 @dataclass(eq=False)
@@ -67,12 +68,14 @@ class Child:
 class Pool:
     """All workers, by their process id."""
 
-    def __init__(self, shared: Shared, keeper: Keeper, in_child: Callable[[], None]) -> None:
+    def __init__(self, shared: Shared, keeper: Keeper, signals: Signals, in_child: Callable[[], None]) -> None:
         """*in_child* closes, in a new worker, what is the master's alone."""
         self.children: dict[int, Child] = {}
         self._shared = shared
         self._keeper = keeper
+        self._signals = signals
         self._in_child = in_child
+        self._worker: Worker | None = None
 
     def state(self) -> list[ChildState]:
         """Return what another program needs to go on with these workers."""
@@ -97,50 +100,39 @@ class Pool:
         """Start a worker. Raises OSError when the system does not let us."""
         row = self._shared.board.claim(generation.number)
         answers, to_worker = Channel.pair()
+        worker = self._worker_of(generation)
         flush_output()
-        # A signal that arrives between the fork and the child's own handlers must meet neither the master's nor none.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            pid = os.fork()
-            if pid == 0:
-                to_worker.close()
-                self._be_child(generation, row, answers)
+            # A signal that arrives before the child has handlers of its own must meet neither the master's nor none.
+            with self._signals.blocked():
+                pid = os.fork()
+                if pid == 0:
+                    to_worker.close()
+                    self._be_child(worker, row, answers)
         except OSError:
             row.end()
             to_worker.close()
             raise
         finally:
             answers.close()
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         row.pid = pid
         child = Child(pid, row, generation, to_worker, monotonic())
         self.children[pid] = child
         self._shared.board.workers_spawned += 1
         return child
 
-    def _be_child(self, generation: Generation, row: Row, answers: Channel) -> None:
+    def _worker_of(self, generation: Generation) -> Worker:
+        if not self._worker or self._worker.generation is not generation:
+            self._worker = Worker(generation, self._shared, self._signals)
+        return self._worker
+
+    def _be_child(self, worker: Worker, row: Row, answers: Channel) -> None:
         status = 1
         try:
             self._in_child()
             for sibling in self.children.values():
                 sibling.answers.close()
-            plan = generation.plan
-            around = Surroundings(
-                title=plan.title,
-                generation=generation.number,
-                listeners=generation.listeners,
-                lot=self._shared.lot,
-                lifeline=self._shared.lifeline,
-                inbox=self._shared.workers_inbox,
-                answers=answers,
-                parked=self._keeper.inheritance(),
-                board=self._shared.board,
-                row=row,
-                limits=plan.limits,
-                start=plan.start,
-                allow=plan.allow,
-            )
-            status = live(around)
+            status = worker.live(row, answers, self._keeper.inheritance())
         finally:
             leave_process(status)
 

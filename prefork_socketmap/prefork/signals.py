@@ -4,6 +4,8 @@ The interpreter writes each signal's number to a socket (``signal.set_wakeup_fd`
 beside everything else it waits on, and takes the numbers out when it is ready for them. Code that runs inside a
 handler would run between any two instructions of the loop, which is how other masters came to log, reap and fork
 in the middle of logging, reaping and forking.
+
+A worker has no such loop. It takes over what its master has set up, with handlers that set a flag.
 """
 
 from __future__ import annotations
@@ -19,27 +21,35 @@ Handler = Callable[[int, FrameType | None], None]
 
 
 class Signals:
-    """Signals, as numbers to ``take``; ``fileno`` is readable when there are some.
+    """The signals *handled*, as numbers to ``take``; ``fileno`` is readable when there are some.
 
     Until ``install`` is called, and in a thread that is not the main one, where Python cannot handle signals, only
     ``send`` brings messages.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, handled: Iterable[int]) -> None:
+        self._handled = handled
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
+        self._handlers: Mapping[int, Handler] = {}
         self._previous: dict[int, object] = {}
         self._previous_wakeup = -1
 
-    def install(self, handlers: Mapping[int, Handler | None]) -> None:
-        """Receive the signals in *handlers* from now on.
-
-        A handler of None only makes the number appear; a worker gives a function that sets a flag.
-        """
+    def install(self) -> None:
+        """Receive the signals from now on."""
         self._previous_wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        for number, handler in handlers.items():
-            self._previous[number] = signal.signal(number, handler or _do_nothing)
+        self._set_handlers()
+
+    def _set_handlers(self) -> None:
+        for number in self._handled:
+            self._previous[number] = signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        # In the master there is nothing to do, but for its number to be written a handler must exist.
+        handler = self._handlers.get(number)
+        if handler:
+            handler(number, frame)
 
     def fileno(self) -> int:
         """Return the descriptor to wait on."""
@@ -56,6 +66,30 @@ class Signals:
             return dict.fromkeys(self._reader.recv(4096))
         except BlockingIOError:
             return ()
+
+    @contextlib.contextmanager
+    def blocked(self) -> Iterator[None]:
+        """Let signals wait in the kernel, around a fork: until the child has called ``enter_child``."""
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._handled)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def enter_child(self, handlers: Mapping[int, Handler]) -> None:
+        """In a child that was forked while they were ``blocked``: handle them by *handlers*, and ignore the rest.
+
+        The parent's own handlers stay in place and only pass signals on: to replace them by way of the signal module
+        would take a child more time, and more memory of its own, than anything else it does to get ready.
+        """
+        self._handlers = handlers
+        if self._previous:
+            signal.set_wakeup_fd(-1)
+        else:
+            self._set_handlers()
+        self._reader.close()
+        self._writer.close()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._handled)
 
     @contextlib.contextmanager
     def left_to_successor(self) -> Iterator[None]:
@@ -79,7 +113,3 @@ class Signals:
                 signal.signal(number, handler)  # type: ignore[arg-type]
         self._reader.close()
         self._writer.close()
-
-
-def _do_nothing(_number: int, _frame: FrameType | None) -> None:
-    """Accept the signal: a handler must exist for its number to be written to the socket."""

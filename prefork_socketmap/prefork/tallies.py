@@ -9,7 +9,7 @@ Times are counted in buckets of a power of two: bucket n holds those below 2**n 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, MutableSequence, Sequence
+from collections.abc import Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, field
 
 COLUMNS = 8
@@ -90,18 +90,20 @@ class Tally:
 class Tallies:
     """The tallies of one slot, by name."""
 
-    def __init__(self, labels: Iterable[bytes], memory: memoryview) -> None:
+    def __init__(self, labels: Sequence[bytes], memory: memoryview) -> None:
         """*labels*: the names, OTHER first, as ``label`` gives them. *memory* holds as many tallies."""
-        self._tallies = {
-            each: Tally(index, memory[index * TALLY_SIZE : (index + 1) * TALLY_SIZE])
-            for index, each in enumerate(labels)
-        }
+        self._labels = labels
+        self._memory = memory
 
     def __getitem__(self, name: str) -> Tally:
-        return self._tallies.get(label(name)) or self._tallies[label(OTHER)]
+        wanted = label(name)
+        return self._tally(self._labels.index(wanted) if wanted in self._labels else 0)
 
     def __iter__(self) -> Iterator[Tally]:
-        return iter(self._tallies.values())
+        return map(self._tally, range(len(self._labels)))
+
+    def _tally(self, index: int) -> Tally:
+        return Tally(index, self._memory[index * TALLY_SIZE : (index + 1) * TALLY_SIZE])
 
 
 @dataclass

@@ -15,8 +15,6 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from time import monotonic
 from types import FrameType
 
@@ -24,24 +22,22 @@ from setproctitle import setproctitle
 
 from prefork_socketmap.prefork.abort import abort
 from prefork_socketmap.prefork.channel import Channel, Kind
-from prefork_socketmap.prefork.connection import PATIENCE, Connection
-from prefork_socketmap.prefork.limits import Limits
+from prefork_socketmap.prefork.connection import PATIENCE, Connection, Handler
+from prefork_socketmap.prefork.generation import Generation
+from prefork_socketmap.prefork.job import Job
 from prefork_socketmap.prefork.listener import Listener
-from prefork_socketmap.prefork.parking import Lot
-from prefork_socketmap.prefork.scoreboard import Row, Scoreboard, State
+from prefork_socketmap.prefork.scoreboard import Row, State
+from prefork_socketmap.prefork.shared import Shared
+from prefork_socketmap.prefork.signals import Handler as SignalHandler
 from prefork_socketmap.prefork.signals import Signals
-from prefork_socketmap.prefork.tallies import Tallies
-from prefork_socketmap.prefork.waiting import SilenceWait
+from prefork_socketmap.prefork.waiting import wait_for_words
 from prefork_socketmap.settings import SettingError
 
 log = logging.getLogger("prefork_socketmap.worker")
 
-Handler = Callable[[Connection], None]
-"""Serves one connection; returns when it has ended, or when ``Connection.await_request`` returned nothing."""
-
-# What the master tells a worker.
+# What the master tells a worker, by signals that it handles itself (see ``Signals.enter_child``).
 LEAVE = signal.SIGTERM
-INTERRUPT_JOB = signal.SIGUSR1
+INTERRUPT_JOB = signal.SIGUSR2
 
 # accept(2) reports the troubles of the new connection, too; these are ours.
 _OUT_OF_MEANS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -58,87 +54,73 @@ class _Leave(BaseException):
     """Raised by a signal in the one place where a worker waits with nothing in its hands."""
 
 
-@dataclass(frozen=True)
-class Surroundings:
-    """What a worker finds when it is forked."""
-
-    title: str
-    generation: int
-    listeners: Sequence[Listener]
-    lot: Lot
-    lifeline: int
-    inbox: Channel
-    answers: Channel
-    parked: dict[int, tuple[int, socket.socket]]
-    board: Scoreboard
-    row: Row
-    limits: Limits
-    start: Callable[[Tallies], Handler]
-    allow: Callable[[str], bool] | None
-
-
-def live(around: Surroundings) -> int:
-    """Be a worker; return the exit status of the process."""
-    try:
-        worker = Worker(around)
-        worker.start()
-    except BaseException as error:  # user code, which may call sys.exit()
-        log.debug("the worker cannot start", exc_info=True)
-        with contextlib.suppress(OSError):
-            # A wrong setting is no reason to try again; anything else may be.
-            around.inbox.send(Kind.FAILED, number=isinstance(error, SettingError), text=_describe(error))
-        return 1
-    try:
-        worker.run()
-    except Exception:
-        log.exception("the worker gives up")
-        return 1
-    return 0
-
-
 class Worker:
-    """A worker process, from the fork to its exit."""
+    """A worker process. The master makes one for all workers of a generation, and forks; ``live`` is a worker's life.
 
-    def __init__(self, around: Surroundings) -> None:
-        self.row = around.row
+    What is done before the fork is done once, in memory that all share. What a worker does after it costs each of
+    them pages of its own: to use an object is to write its reference count.
+    """
+
+    row: Row
+    job: Job
+    _answers: Channel
+    _inherited: dict[int, tuple[int, socket.socket]]
+    _handler: Handler
+
+    def __init__(self, generation: Generation, shared: Shared, signals: Signals) -> None:
+        self.generation = generation
         self.must_leave = False
         self._waits = False
-        self._around = around
-        self._board = around.board
-        self._lot = around.lot
-        self._limits = around.limits
-        self.can_park = around.lot.can_park and around.limits.park_timeout > 0
-        self._listeners = {listener.sock.fileno(): listener for listener in around.listeners}
-        self._lot.enter([around.lifeline, *self._listeners])
+        self._plan = generation.plan
+        self._limits = generation.plan.limits
+        self._listeners = {listener.sock.fileno(): listener for listener in generation.listeners}
+        self._board = shared.board
+        self._lot = shared.lot
+        self._inbox = shared.workers_inbox
+        self._lifeline = shared.lifeline
+        self.can_park = shared.lot.can_park and self._limits.park_timeout > 0
         self._known: dict[int, Connection] = {}
-        self._inherited = around.parked
-        self._signals = Signals()
-        self._signals.install(
-            {
-                LEAVE: self._on_leave,
-                INTERRUPT_JOB: self._on_interrupt,
-                # Meant for the master, but sent to all: by a terminal, or by pkill.
-                signal.SIGINT: None,
-                signal.SIGQUIT: None,
-                signal.SIGHUP: None,
-                signal.SIGUSR2: None,
-            }
-        )
-        self._silence = SilenceWait(self._signals, around.lifeline)
+        self._signals = signals
+        self._signal_handlers: dict[int, SignalHandler] = {LEAVE: self._on_leave, INTERRUPT_JOB: self._on_interrupt}
+        self._titles = f"{generation.plan.title}: worker, generation {generation.number}, "
         self._title = ""
-        self.job = around.row.job(_vary(around.limits.max_use) or _ANY_NUMBER)
 
-    def start(self) -> None:
+    def live(self, row: Row, answers: Channel, parked: dict[int, tuple[int, socket.socket]]) -> int:
+        """Be the worker of *row*, in a new process; return its exit status.
+
+        *answers* is its channel from the master, *parked* the connections that the fork has duplicated, by number,
+        each with its serial.
+        """
+        try:
+            self._start(row, answers, parked)
+        except BaseException as error:  # user code, which may call sys.exit()
+            log.debug("the worker cannot start", exc_info=True)
+            with contextlib.suppress(OSError):
+                # A wrong setting is no reason to try again; anything else may be.
+                self._inbox.send(Kind.FAILED, number=isinstance(error, SettingError), text=_describe(error))
+            return 1
+        try:
+            self._run()
+        except Exception:
+            log.exception("the worker gives up")
+            return 1
+        return 0
+
+    def _start(self, row: Row, answers: Channel, parked: dict[int, tuple[int, socket.socket]]) -> None:
         """Get ready to serve, and say so. Raises whatever the start of the handler raises."""
-        # The master blocked all signals around the fork; now there are handlers for them.
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        self.row = row
+        self.job = row.job(_vary(self._limits.max_use) or _ANY_NUMBER)
+        self._answers = answers
+        self._inherited = parked
+        self._lot.enter([self._lifeline, *self._listeners])
+        self._signals.enter_child(self._signal_handlers)
         self._set_title("starting")
-        self._handler = self._around.start(self._board.open_tallies(self.row.slot))
+        self._handler = self._plan.start(self._board.open_tallies(row.slot))
         # What is there now stays: the collector need not look at it again, nor copy the master's pages to do so.
         gc.freeze()
-        self._around.inbox.send(Kind.READY)
+        self._inbox.send(Kind.READY)
 
-    def run(self) -> None:
+    def _run(self) -> None:
         """Serve connections until it is time to leave."""
         while not self.must_leave:
             connection = self._take()
@@ -158,7 +140,7 @@ class Worker:
             return self._take_from_lot(number)
         if number in self._listeners:
             return self._accept(self._listeners[number])
-        self.must_leave = self.must_leave or number == self._around.lifeline
+        self.must_leave = self.must_leave or number == self._lifeline
         return None
 
     def _wait(self) -> int | None:
@@ -213,7 +195,7 @@ class Worker:
         return connection
 
     def _is_refused(self, address: object) -> bool:
-        allow, limit = self._around.allow, self._limits.max_connections
+        allow, limit = self._plan.allow, self._limits.max_connections
         if allow and isinstance(address, tuple) and not allow(address[0]):
             log.warning("connection from %s refused: not in an allowed network", address[0])
         elif limit and self._board.connections >= limit:
@@ -251,15 +233,15 @@ class Worker:
             connection = self._known[number] = Connection(sock, self, number, serial)
         except OSError:
             sock.close()  # the client has left
-            self._around.inbox.send(Kind.GONE, number=number, serial=serial)
+            self._inbox.send(Kind.GONE, number=number, serial=serial)
             return None
         return connection
 
     def _fetch(self, number: int) -> socket.socket | None:
         """Ask the master for the connection with *number*; None when it has just gone."""
-        self._around.inbox.send(Kind.FETCH, number=number)
+        self._inbox.send(Kind.FETCH, number=number)
         try:
-            message = self._around.answers.receive()
+            message = self._answers.receive()
         except EOFError:
             self.must_leave = True  # the master is gone
             return None
@@ -296,7 +278,7 @@ class Worker:
             if connection.number:
                 self._lot.release(connection.number)
                 return
-            self._around.inbox.send(Kind.PARK, connection=connection.sock)
+            self._inbox.send(Kind.PARK, connection=connection.sock)
         except OSError:
             self._end(connection)  # the server stops, or the master is gone
         else:
@@ -308,7 +290,7 @@ class Worker:
             del self._known[connection.number]
             if may_reset:
                 with contextlib.suppress(OSError):
-                    self._around.inbox.send(Kind.GONE, number=connection.number, serial=connection.serial)
+                    self._inbox.send(Kind.GONE, number=connection.number, serial=connection.serial)
 
     def _become_busy(self, *, for_long: bool) -> None:
         """Leave the front, and see to it that others are served meanwhile.
@@ -319,13 +301,13 @@ class Worker:
         self.row.set_state(State.BUSY)
         front, reserve = board.count_idle()
         if front + reserve < self._limits.min_spare and not board.knows_shortage:
-            self._around.inbox.send(Kind.SHORTAGE)
+            self._inbox.send(Kind.SHORTAGE)
         if front:
             return
         if for_long and reserve and self._lot.has_reserve:
             self._lot.call_reserve()
         elif not board.is_watched:
-            self._around.inbox.send(Kind.EMPTY_FRONT)
+            self._inbox.send(Kind.EMPTY_FRONT)
 
     @property
     def stops(self) -> bool:
@@ -349,10 +331,19 @@ class Worker:
             left = deadline - monotonic()
             if left <= 0:
                 return False
-            if self._silence.wait(sock, min(left, _SILENCE_CHECK)):
+            if self._wait_for_words(sock, min(left, _SILENCE_CHECK)):
                 self.row.set_state(State.BUSY)
                 return True
         return False
+
+    def _wait_for_words(self, sock: socket.socket, timeout: float) -> bool:
+        try:
+            self._waits = True
+            return not self.must_leave and wait_for_words(sock, self._lifeline, timeout)
+        except _Leave:
+            return False
+        finally:
+            self._waits = False
 
     def _on_leave(self, _number: int, _frame: FrameType | None) -> None:
         self.must_leave = True
@@ -368,7 +359,7 @@ class Worker:
     def _set_title(self, doing: str) -> None:
         if doing != self._title:
             self._title = doing
-            setproctitle(f"{self._around.title}: worker, generation {self._around.generation}, {doing}")
+            setproctitle(self._titles + doing)
 
 
 def _vary(number: int) -> int:

@@ -118,8 +118,8 @@ def test_a_program_that_cannot_be_executed_changes_nothing(state: State) -> None
 
 
 def test_a_signal_that_nobody_has_taken_yet_is_left_to_the_next_program() -> None:
-    signals = Signals()
-    signals.install({signal.SIGHUP: None})
+    signals = Signals([signal.SIGHUP])
+    signals.install()
     try:
         os.kill(os.getpid(), signal.SIGHUP)
         with signals.left_to_successor():

@@ -108,7 +108,7 @@ def test_an_interruption_that_is_not_due_changes_nothing(serve: Serve, endpoint:
     """It may come late, and hit the next lookup; or it comes from somebody else."""
 
     def interrupt_itself(key: str) -> str:
-        kill(os.getpid(), signal.SIGUSR1)
+        kill(os.getpid(), signal.SIGUSR2)
         return "ok"
 
     site = serve({"interrupted": interrupt_itself}, Config(lookup_timeout=limit), endpoint)
