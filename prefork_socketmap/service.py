@@ -22,9 +22,9 @@ from prefork_socketmap.socketmap.messages import (
     MalformedRequestError,
     Reply,
     ReplyTooLargeError,
-    Request,
     Status,
     encode_reply,
+    split_request,
 )
 
 Answer = Reply | str | None
@@ -79,7 +79,10 @@ class Service:
         """Answer the requests on *connection*, in order, until it ends."""
         decoder = netstring.Decoder(self._max_request_size)
         deadline = None
-        while data := connection.receive_until(deadline) if deadline else connection.await_request():
+        while True:  # not "while data": CPython 3.11 does not optimize a function for a loop with a condition
+            data = connection.receive_until(deadline) if deadline else connection.await_request()
+            if not data:
+                return
             decoder.feed(data)
             while decoder.pending:
                 try:
@@ -102,7 +105,7 @@ class Service:
     def _answer(self, payload: bytes, connection: Connection) -> bytes:
         """Return the payload of the reply to a request's payload."""
         try:
-            name, key = Request.split(payload)
+            name, key = split_request(payload)
         except MalformedRequestError as error:
             log.warning("%s: malformed request: %s", connection.client, error)
             return _MALFORMED.encode()
@@ -126,7 +129,14 @@ class Service:
     def _encode(self, name: str, key: str, answer: Answer) -> tuple[Status, bytes]:
         """Return status and payload of the reply for *answer*, or for the error that it is."""
         try:
-            status, text = _to_reply(answer)
+            if isinstance(answer, str):
+                status, text = _OK, answer  # as a Reply it would take as long again as all that is left to do
+            elif answer is None:
+                status, text = _NOT_FOUND
+            elif isinstance(answer, Reply):
+                status, text = answer
+            else:
+                raise InvalidReplyError(f"{type(answer).__name__}; return a str, a Reply, or None for 'not found'")
             return status, encode_reply(status, text, self._max_reply_size)
         except ReplyTooLargeError as error:
             log.error("map %r, key %r: %s", name, key, error)
@@ -169,14 +179,3 @@ def tally_names(maps: Iterable[str], *, has_default: bool) -> list[str]:
 def name_of_others(has_default: bool) -> str:
     """Return the name under which lookups in a map of any other name are counted."""
     return ANY_OTHER_MAP if has_default else NO_SUCH_MAP
-
-
-def _to_reply(answer: Answer) -> Reply | tuple[Status, str]:
-    """Return status and text of the reply. Raises InvalidReplyError for what cannot become one."""
-    if isinstance(answer, str):
-        return _OK, answer  # as a Reply it would take as long again as all that is left to do
-    if answer is None:
-        return _NOT_FOUND
-    if isinstance(answer, Reply):
-        return answer
-    raise InvalidReplyError(f"{type(answer).__name__}; return a str, a Reply, or None for 'not found'")

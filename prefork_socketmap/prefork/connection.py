@@ -119,8 +119,9 @@ class Connection:
         elif not self._may_wait():
             self.ending = Ending.MOVED
             return b""
+        receive = self._recv  # to call it right there would look for a method first
         try:
-            return self._recv(_REQUEST_SIZE)
+            return receive(_REQUEST_SIZE)
         except BlockingIOError:
             return self._await_silent()
         except OSError:
@@ -170,8 +171,9 @@ class Connection:
 
     def send(self, data: bytes, timeout: float) -> bool:
         """Send all of *data* within *timeout* seconds (0: however long it takes); return whether that succeeded."""
+        send = self._send
         try:
-            sent = self._send(data)
+            sent = send(data)
         except BlockingIOError:
             sent = 0
         except OSError:

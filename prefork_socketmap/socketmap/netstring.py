@@ -79,7 +79,8 @@ class Decoder:
         if buffer[comma] != _COMMA:
             raise FramingError(f"byte {buffer[comma]:#04x} where the comma belongs")
         self.pending = buffer[comma + 1 :]
-        return bytes(buffer[colon + 1 : comma])
+        payload = buffer[colon + 1 : comma]
+        return payload if isinstance(payload, bytes) else bytes(payload)
 
     def _check_digits(self, beginning: bytes) -> None:
         """Raise FramingError unless *beginning*, which has no colon, may still become a length."""
