@@ -1,7 +1,7 @@
 """Messages between the master and its workers: short packets that may carry a connection.
 
-All workers share one channel to the master, the *inbox*. Each has a channel of its own from the master, for what it
-asks for.
+All workers share one channel to the master, the *inbox*. A worker that asks for something encloses the end of a new
+channel, for the answer: most never ask, and one that was made before the fork would have to be closed in all others.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Kind(enum.IntEnum):
     SHORTAGE = 3  # fewer than min_spare workers are idle
     EMPTY_FRONT = 4  # no idle worker waits at the front, nor can one be called from the reserve
     PARK = 5  # here is a connection for the lot
-    FETCH = 6  # give me the connection with this number
+    FETCH = 6  # give me the connection with this number, by the enclosed channel
     FETCHED = 7  # here it is, unless it is gone
     GONE = 8  # the connection with this number and serial has ended
 
 
 class Message(NamedTuple):
-    """One message; ``connection`` is a socket that now belongs to the receiver."""
+    """One message; ``connection``, which was enclosed, is a socket that now belongs to the receiver."""
 
     kind: Kind
     pid: int

@@ -21,7 +21,7 @@ from time import monotonic
 from setproctitle import getproctitle, setproctitle
 
 from prefork_socketmap.prefork import watchdog
-from prefork_socketmap.prefork.channel import Kind, Message
+from prefork_socketmap.prefork.channel import Channel, Kind, Message
 from prefork_socketmap.prefork.duties import Duties
 from prefork_socketmap.prefork.generation import Plan
 from prefork_socketmap.prefork.limits import Limits
@@ -255,10 +255,12 @@ class Master:
             self._duties.make_due(self._expire_parked, monotonic() + self._limits.park_timeout)
 
     def _on_fetch(self, message: Message) -> None:
-        child = self._pool.children.get(message.pid)
-        if child:
-            with contextlib.suppress(OSError):  # it has died meanwhile
-                child.answers.send(Kind.FETCHED, number=message.number, connection=self._keeper.get(message.number))
+        if not message.connection:
+            return
+        answers = Channel(message.connection)
+        with contextlib.suppress(OSError):  # it has died meanwhile
+            answers.send(Kind.FETCHED, number=message.number, connection=self._keeper.get(message.number))
+        answers.close()
 
     def _on_gone(self, message: Message) -> None:
         if self._shared.lot.serial(message.number) == message.serial:

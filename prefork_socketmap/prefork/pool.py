@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
-from prefork_socketmap.prefork.channel import Channel
 from prefork_socketmap.prefork.generation import Generation
 from prefork_socketmap.prefork.parking import Keeper
 from prefork_socketmap.prefork.scoreboard import Row, State
@@ -26,7 +25,6 @@ class Child:
     pid: int
     row: Row
     generation: Generation
-    answers: Channel
     born: float
     ready: bool = False
     leaving: bool = False
@@ -56,7 +54,6 @@ class Child:
         """Wait for its end."""
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
-        self.answers.close()
 
     def retire(self) -> None:
         """Tell the worker, once, to finish what it does and leave."""
@@ -80,7 +77,7 @@ class Pool:
     def state(self) -> list[ChildState]:
         """Return what another program needs to go on with these workers."""
         return [
-            ChildState(child.pid, child.row.slot, child.answers.fileno(), child.born, child.ready, child.leaving)
+            ChildState(child.pid, child.row.slot, child.born, child.ready, child.leaving)
             for child in self.children.values()
         ]
 
@@ -88,7 +85,7 @@ class Pool:
         """Go on with workers of the program that was here before, as workers of *generation*."""
         for state in states:
             row = Row(self._shared.board, state.slot)
-            child = Child(state.pid, row, generation, Channel.resume(state.answers), state.born)
+            child = Child(state.pid, row, generation, state.born)
             child.ready, child.leaving = state.ready, state.leaving
             self.children[child.pid] = child
 
@@ -96,43 +93,49 @@ class Pool:
         """Return the workers of *generation* that have not been told to leave."""
         return [child for child in self.children.values() if child.generation is generation and not child.leaving]
 
-    def fork(self, generation: Generation) -> Child:
-        """Start a worker. Raises OSError when the system does not let us."""
-        row = self._shared.board.claim(generation.number)
-        answers, to_worker = Channel.pair()
+    def fork(self, generation: Generation, number: int = 1) -> None:
+        """Start workers. Raises OSError when the system does not let us start so many."""
+        rows: list[Row] = []
+        try:
+            while len(rows) < number:
+                rows.append(self._shared.board.claim(generation.number))
+        finally:
+            self._fork(generation, rows)  # those that there is room for
+
+    def _fork(self, generation: Generation, rows: Sequence[Row]) -> None:
         worker = self._worker_of(generation)
+        pids: list[int] = []
         flush_output()
         try:
             # A signal that arrives before the child has handlers of its own must meet neither the master's nor none.
             with self._signals.blocked():
-                pid = os.fork()
-                if pid == 0:
-                    to_worker.close()
-                    self._be_child(worker, row, answers)
-        except OSError:
-            row.end()
-            to_worker.close()
-            raise
+                # Nothing else in this loop: what is written between two forks is one more copy for the child before.
+                for row in rows:
+                    pid = os.fork()
+                    if pid == 0:
+                        self._be_child(worker, row)
+                    pids.append(pid)
         finally:
-            answers.close()
-        row.pid = pid
-        child = Child(pid, row, generation, to_worker, monotonic())
-        self.children[pid] = child
-        self._shared.board.workers_spawned += 1
-        return child
+            self._register(generation, rows, pids)
+
+    def _register(self, generation: Generation, rows: Sequence[Row], pids: Sequence[int]) -> None:
+        for row, pid in zip(rows, pids, strict=False):
+            row.pid = pid
+            self.children[pid] = Child(pid, row, generation, monotonic())
+        for row in rows[len(pids) :]:
+            row.end()
+        self._shared.board.workers_spawned += len(pids)
 
     def _worker_of(self, generation: Generation) -> Worker:
         if not self._worker or self._worker.generation is not generation:
             self._worker = Worker(generation, self._shared, self._signals)
         return self._worker
 
-    def _be_child(self, worker: Worker, row: Row, answers: Channel) -> None:
+    def _be_child(self, worker: Worker, row: Row) -> None:
         status = 1
         try:
             self._in_child()
-            for sibling in self.children.values():
-                sibling.answers.close()
-            status = worker.live(row, answers, self._keeper.inheritance())
+            status = worker.live(row, self._keeper.inheritance())
         finally:
             leave_process(status)
 
@@ -154,7 +157,6 @@ class Pool:
             else:
                 del self.children[pid]
                 child.row.end()
-                child.answers.close()
                 ended.append((child, os.waitstatus_to_exitcode(status)))
         if os.getpid() == 1:
             _reap_strangers({*self.children, spare})

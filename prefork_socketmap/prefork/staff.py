@@ -52,9 +52,10 @@ class Staff:
         idle = sum(child.row.state in (State.IDLE, State.RESERVE, State.STARTING) for child in workers)
         # At the limit nobody need tell us that more are wanted.
         self._board.knows_shortage = room <= 0
-        for _ in range(min(limits.min_spare - idle, room)):
+        missing = min(limits.min_spare - idle, room)
+        if missing > 0:
             try:
-                self._pool.fork(self.generation)
+                self._pool.fork(self.generation, missing)
             except OSError as error:
                 log.error("cannot fork: %s", error)
                 return self.pause()

@@ -21,7 +21,7 @@ from prefork_socketmap.prefork import scoreboard
 
 log = logging.getLogger("prefork_socketmap.master")
 
-LAYOUT = f"1.{scoreboard.LAYOUT}"
+LAYOUT = f"2.{scoreboard.LAYOUT}"
 """Of the state and of the shared memory. A program takes over only from one with the same."""
 
 _STATE = "PREFORK_SOCKETMAP_STATE"
@@ -44,11 +44,10 @@ class ListenerState:
 
 @dataclass(frozen=True)
 class ChildState:
-    """A worker: its process, its slot on the scoreboard, the descriptor of the channel to it."""
+    """A worker: its process, and its slot on the scoreboard."""
 
     pid: int
     slot: int
-    answers: int
     born: float
     ready: bool
     leaving: bool
@@ -120,7 +119,6 @@ class State:
         return [
             *(listener.fd for listener in self.listeners),
             *self.inherited,
-            *(child.answers for child in self.children),
             *(number for number, _ in self.parked),
             *self.inbox,
             *self.lifeline,

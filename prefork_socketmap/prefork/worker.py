@@ -63,7 +63,6 @@ class Worker:
 
     row: Row
     job: Job
-    _answers: Channel
     _inherited: dict[int, tuple[int, socket.socket]]
     _handler: Handler
 
@@ -85,14 +84,13 @@ class Worker:
         self._titles = f"{generation.plan.title}: worker, generation {generation.number}, "
         self._title = ""
 
-    def live(self, row: Row, answers: Channel, parked: dict[int, tuple[int, socket.socket]]) -> int:
+    def live(self, row: Row, parked: dict[int, tuple[int, socket.socket]]) -> int:
         """Be the worker of *row*, in a new process; return its exit status.
 
-        *answers* is its channel from the master, *parked* the connections that the fork has duplicated, by number,
-        each with its serial.
+        *parked*: the connections that the fork has duplicated, by number, each with its serial.
         """
         try:
-            self._start(row, answers, parked)
+            self._start(row, parked)
         except BaseException as error:  # user code, which may call sys.exit()
             log.debug("the worker cannot start", exc_info=True)
             with contextlib.suppress(OSError):
@@ -106,11 +104,10 @@ class Worker:
             return 1
         return 0
 
-    def _start(self, row: Row, answers: Channel, parked: dict[int, tuple[int, socket.socket]]) -> None:
+    def _start(self, row: Row, parked: dict[int, tuple[int, socket.socket]]) -> None:
         """Get ready to serve, and say so. Raises whatever the start of the handler raises."""
         self.row = row
         self.job = row.job(_vary(self._limits.max_use) or _ANY_NUMBER)
-        self._answers = answers
         self._inherited = parked
         self._lot.enter([self._lifeline, *self._listeners])
         self._signals.enter_child(self._signal_handlers)
@@ -239,12 +236,16 @@ class Worker:
 
     def _fetch(self, number: int) -> socket.socket | None:
         """Ask the master for the connection with *number*; None when it has just gone."""
-        self._inbox.send(Kind.FETCH, number=number)
+        answers, enclosed = Channel.pair()
         try:
-            message = self._answers.receive()
+            self._inbox.send(Kind.FETCH, number=number, connection=enclosed.sock)
+            enclosed.close()  # so that the master's is the only one, and its end can be seen
+            message = answers.receive()
         except EOFError:
             self.must_leave = True  # the master is gone
             return None
+        finally:
+            answers.close()
         if not (message and message.connection):
             return None
         fetched = message.connection

@@ -14,6 +14,12 @@ from pathlib import Path
 import pytest
 
 from prefork_socketmap import Config
+from prefork_socketmap.prefork.generation import Generation, Plan
+from prefork_socketmap.prefork.parking import Keeper
+from prefork_socketmap.prefork.pool import Pool
+from prefork_socketmap.prefork.scoreboard import Scoreboard, State
+from prefork_socketmap.prefork.shared import Shared
+from prefork_socketmap.prefork.signals import Signals
 from prefork_socketmap.socketmap import netstring
 from tests.serving import (
     DEADLINE,
@@ -298,3 +304,32 @@ def test_a_lookup_on_a_busy_connection_costs_two_system_calls(serve: Serve, endp
     assert calls["sendto"] >= 1000
     # Besides, those that take the connection at the beginning and let go of it in the end.
     assert calls.total() < 2100, calls
+
+
+# The forks themselves.
+
+
+def test_workers_that_the_system_lets_us_start_are_kept_when_it_refuses_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = Shared.new(limit=1024, board=Scoreboard())
+    plan = Plan(endpoints=(), limits=Config(), start=lambda _tallies: lambda _connection: None)
+    generation = Generation(1, plan, existing=(), inherited=())
+    pool = Pool(shared, Keeper(shared.lot, shared.board), Signals([]), in_child=lambda: None)
+    pids = iter([4711, 4712])
+
+    def fork() -> int:
+        pid = next(pids, 0)
+        if not pid:
+            raise BlockingIOError
+        return pid
+
+    monkeypatch.setattr(os, "fork", fork)
+    with pytest.raises(BlockingIOError):
+        pool.fork(generation, 5)
+    assert list(pool.children) == [4711, 4712]
+    assert [(row.pid, row.state) for row in shared.board.rows()] == [
+        (4711, State.STARTING),
+        (4712, State.STARTING),
+        *[(0, State.FREE)] * 3,
+    ]
+    assert shared.board.workers_spawned == 2
+    shared.close()

@@ -50,7 +50,7 @@ def state() -> Iterator[State]:
         generation=7,
         listeners=[ListenerState(fds[0], "inet:[::1]:27823", created=True)],
         inherited=[fds[1]],
-        children=[ChildState(4711, 3, fds[2], 12.5, ready=True, leaving=False)],
+        children=[ChildState(4711, 3, 12.5, ready=True, leaving=False)],
         parked=[(fds[3], 2), (fds[4], 10)],
         inbox=(fds[5], fds[6]),
         lifeline=(fds[7], fds[8]),
@@ -72,7 +72,6 @@ def named_by(state: State) -> set[int]:
     return {
         *(each.fd for each in state.listeners),
         *state.inherited,
-        *(each.answers for each in state.children),
         *(number for number, _ in state.parked),
         *state.inbox,
         *state.lifeline,
