@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import os
 import resource
 import selectors
 import signal
@@ -311,7 +312,9 @@ class Master:
 
     def _leave_to_child(self) -> None:
         """In a new worker: close what is the master's alone."""
-        self._selector.close()
+        # Its descriptor alone: to take apart what is registered would be to write on memory that is shared so far.
+        with contextlib.suppress(AttributeError, OSError):  # not every selector has one, or one that a child gets
+            os.close(self._selector.fileno())
         self._shared.leave_to_child()
 
 

@@ -39,6 +39,10 @@ _NOBODY = 0
 _CELLS, _CELL = 3, 8  # columns of the table, bytes in a cell
 
 
+Inheritance = dict[int, tuple[int, socket.socket]]
+"""Connections by number, each with its serial."""
+
+
 class Lot:
     """The shared epoll set and the table beside it. Made by the master before it forks.
 
@@ -290,8 +294,8 @@ class Keeper:
         for number in self.numbers():
             self.drop(number)
 
-    def inheritance(self) -> dict[int, tuple[int, socket.socket]]:
-        """In a new worker: what the fork has duplicated, each with its serial. No need to fetch these."""
+    def inheritance(self) -> Inheritance:
+        """Return what a fork will duplicate. No need for the worker to fetch these."""
         return {number: (self._lot.serial(number), sock) for number, sock in self._sockets.items()}
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from prefork_socketmap.prefork.generation import Generation
-from prefork_socketmap.prefork.parking import Keeper
+from prefork_socketmap.prefork.parking import Inheritance, Keeper
 from prefork_socketmap.prefork.scoreboard import Row, State
 from prefork_socketmap.prefork.shared import Shared
 from prefork_socketmap.prefork.signals import Signals
@@ -104,6 +104,7 @@ class Pool:
 
     def _fork(self, generation: Generation, rows: Sequence[Row]) -> None:
         worker = self._worker_of(generation)
+        parked = self._keeper.inheritance()
         pids: list[int] = []
         flush_output()
         try:
@@ -113,7 +114,7 @@ class Pool:
                 for row in rows:
                     pid = os.fork()
                     if pid == 0:
-                        self._be_child(worker, row)
+                        self._be_child(worker, row, parked)
                     pids.append(pid)
         finally:
             self._register(generation, rows, pids)
@@ -131,11 +132,11 @@ class Pool:
             self._worker = Worker(generation, self._shared, self._signals)
         return self._worker
 
-    def _be_child(self, worker: Worker, row: Row) -> None:
+    def _be_child(self, worker: Worker, row: Row, parked: Inheritance) -> None:
         status = 1
         try:
             self._in_child()
-            status = worker.live(row, self._keeper.inheritance())
+            status = worker.live(row, parked)
         finally:
             leave_process(status)
 

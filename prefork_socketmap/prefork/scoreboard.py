@@ -18,7 +18,7 @@ import contextlib
 import enum
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from time import monotonic, time
 from typing import Self
@@ -238,24 +238,24 @@ class Scoreboard:
 
         Called by the master alone. A name keeps its place for good; when MAX_NAMES have one the rest gets none.
         """
-        known = self._labels()
+        known = self.labels()
         for new in dict.fromkeys(map(label, names)):
             if new not in known and self._names < MAX_NAMES:
                 begin = _NAMES + self._names * LABEL_SIZE
                 self.view[begin : begin + len(new)] = new
                 self._names += 1
 
-    def _labels(self) -> list[bytes]:
+    def labels(self) -> list[bytes]:
+        """Return the names that have a tally, by its index, as they are stored."""
         names = bytes(self.view[_NAMES : _NAMES + self._names * LABEL_SIZE])
         return [names[begin : begin + LABEL_SIZE].rstrip(b"\0") for begin in range(0, len(names), LABEL_SIZE)]
 
     def names(self) -> list[str]:
         """Return the names that have a tally, by its index."""
-        return [name.decode("utf-8", "replace") for name in self._labels()]
+        return [name.decode("utf-8", "replace") for name in self.labels()]
 
-    def open_tallies(self, slot: int) -> Tallies:
-        """Map the tallies of *slot*, to be written by the worker in it."""
-        labels = self._labels()
+    def open_tallies(self, slot: int, labels: Sequence[bytes]) -> Tallies:
+        """Map the tallies of *slot*, to be written by the worker in it; *labels*: the names that it knows."""
         mapped = mmap.mmap(self._fd, len(labels) * TALLY_SIZE, offset=_TALLIES + slot * _SLOT_SIZE)
         return Tallies(labels, memoryview(mapped))
 
@@ -263,7 +263,7 @@ class Scoreboard:
         """Return the tallies of *slot* on a board that was opened for reading; none if it was not there then."""
         begin = _TALLIES + slot * _SLOT_SIZE
         room = max(len(self.view) - begin, 0) // TALLY_SIZE
-        return Tallies(self._labels()[:room], self.view[begin:])
+        return Tallies(self.labels()[:room], self.view[begin:])
 
 
 def _make_file(path: Path) -> int:

@@ -26,6 +26,7 @@ from prefork_socketmap.prefork.connection import PATIENCE, Connection, Handler
 from prefork_socketmap.prefork.generation import Generation
 from prefork_socketmap.prefork.job import Job
 from prefork_socketmap.prefork.listener import Listener
+from prefork_socketmap.prefork.parking import Inheritance
 from prefork_socketmap.prefork.scoreboard import Row, State
 from prefork_socketmap.prefork.shared import Shared
 from prefork_socketmap.prefork.signals import Handler as SignalHandler
@@ -63,7 +64,7 @@ class Worker:
 
     row: Row
     job: Job
-    _inherited: dict[int, tuple[int, socket.socket]]
+    _inherited: Inheritance
     _handler: Handler
 
     def __init__(self, generation: Generation, shared: Shared, signals: Signals) -> None:
@@ -75,6 +76,7 @@ class Worker:
         self._listeners = {listener.sock.fileno(): listener for listener in generation.listeners}
         self._board = shared.board
         self._lot = shared.lot
+        self._labels = shared.board.labels()
         self._inbox = shared.workers_inbox
         self._lifeline = shared.lifeline
         self.can_park = shared.lot.can_park and self._limits.park_timeout > 0
@@ -84,11 +86,8 @@ class Worker:
         self._titles = f"{generation.plan.title}: worker, generation {generation.number}, "
         self._title = ""
 
-    def live(self, row: Row, parked: dict[int, tuple[int, socket.socket]]) -> int:
-        """Be the worker of *row*, in a new process; return its exit status.
-
-        *parked*: the connections that the fork has duplicated, by number, each with its serial.
-        """
+    def live(self, row: Row, parked: Inheritance) -> int:
+        """Be the worker of *row*, in a new process that has duplicates of *parked*; return its exit status."""
         try:
             self._start(row, parked)
         except BaseException as error:  # user code, which may call sys.exit()
@@ -104,15 +103,15 @@ class Worker:
             return 1
         return 0
 
-    def _start(self, row: Row, parked: dict[int, tuple[int, socket.socket]]) -> None:
+    def _start(self, row: Row, parked: Inheritance) -> None:
         """Get ready to serve, and say so. Raises whatever the start of the handler raises."""
         self.row = row
-        self.job = row.job(_vary(self._limits.max_use) or _ANY_NUMBER)
+        self.job = row.job(_vary(self._limits.max_use) if self._limits.max_use else _ANY_NUMBER)
         self._inherited = parked
         self._lot.enter([self._lifeline, *self._listeners])
         self._signals.enter_child(self._signal_handlers)
         self._set_title("starting")
-        self._handler = self._plan.start(self._board.open_tallies(row.slot))
+        self._handler = self._plan.start(self._board.open_tallies(row.slot, self._labels))
         # What is there now stays: the collector need not look at it again, nor copy the master's pages to do so.
         gc.freeze()
         self._inbox.send(Kind.READY)
@@ -366,7 +365,7 @@ class Worker:
 def _vary(number: int) -> int:
     """Return *number*, varied by a tenth: workers that started together shall not leave together."""
     # Not with the random module: it is large, and every worker would pay for it with memory.
-    return round(number * (0.9 + 0.2 * os.urandom(1)[0] / 255)) if number else 0
+    return max(1, round(number * (0.9 + 0.2 * os.urandom(1)[0] / 255)))
 
 
 def _describe(error: BaseException) -> str:

@@ -30,7 +30,7 @@ def test_a_reader_sees_what_is_written_while_it_looks(path: Path) -> None:
     row.client = "2001:db8::1"
     row.set_state(State.BUSY)
     row.job(left=5).begin(1)
-    board.open_tallies(row.slot)["users"].count(2, 0.5)
+    board.open_tallies(row.slot, board.labels())["users"].count(2, 0.5)
     (read,) = reader.rows()
     assert (reader.pid, reader.workers_spawned) == (os.getpid(), 1)
     assert (read.pid, read.generation, read.client, read.state) == (4711, 3, "2001:db8::1", State.BUSY)
@@ -90,13 +90,13 @@ def test_the_next_program_goes_on_with_it(path: Path) -> None:
     board = Scoreboard(path)
     board.learn(["users"])
     row = board.claim(1)
-    board.open_tallies(row.slot)["users"].count(0, 0.1)
+    board.open_tallies(row.slot, board.labels())["users"].count(0, 0.1)
     board.in_lot = 7
     resumed = Scoreboard.resume(os.dup(board.fileno()), path)
     resumed.learn(["users", "groups"])
     assert (resumed.in_lot, resumed.names()) == (7, [OTHER, "users", "groups"])
     assert resumed.claim(2).slot == 1
-    assert resumed.open_tallies(0)["users"].columns[0] == 1
+    assert resumed.open_tallies(0, resumed.labels())["users"].columns[0] == 1
     assert Scoreboard.read(path).names() == resumed.names()
 
 
@@ -142,7 +142,7 @@ def test_names_beyond_the_limit_are_counted_together() -> None:
     board = Scoreboard()
     names = [f"map{number}" for number in range(MAX_NAMES + 10)]
     board.learn(names)
-    tallies = board.open_tallies(board.claim(1).slot)
+    tallies = board.open_tallies(board.claim(1).slot, board.labels())
     for name in names:
         tallies[name].count(0, 0.001)
     assert len(board.names()) == MAX_NAMES
@@ -154,7 +154,7 @@ def test_a_name_of_any_bytes_and_length_has_its_own_tally() -> None:
     names = ["\u00e9", "\udc80", "x" * 1000, "y" * 127 + "\u00e9"]
     board.learn(names)
     board.learn(names)
-    tallies = board.open_tallies(board.claim(1).slot)
+    tallies = board.open_tallies(board.claim(1).slot, board.labels())
     assert [tallies[name].index for name in names] == [1, 2, 3, 4]
     assert board.names() == [OTHER, "\u00e9", "\ufffd", "x" * 128, "y" * 127 + "\ufffd"]
 
@@ -163,7 +163,7 @@ def test_a_worker_that_starts_while_names_are_added_is_not_disturbed() -> None:
     board = Scoreboard()
     row = board.claim(1)
     board.learn([f"map{number}" for number in range(MAX_NAMES)])
-    board.open_tallies(row.slot)[OTHER].count(0, 0.001)
+    board.open_tallies(row.slot, board.labels())[OTHER].count(0, 0.001)
 
 
 # The slots.
@@ -175,7 +175,7 @@ def test_counts_go_on_when_the_next_worker_takes_the_slot(path: Path) -> None:
     for _ in range(3):
         row = board.claim(1)
         assert row.slot == 0
-        board.open_tallies(row.slot)["users"].count(0, 0.25)
+        board.open_tallies(row.slot, board.labels())["users"].count(0, 0.25)
         row.end()
     tally = Scoreboard.read(path).tallies(0)["users"]
     assert (tally.columns[0], tally.seconds, tally.worst) == (3, 0.75, 0.25)
@@ -188,7 +188,7 @@ def test_slots_do_not_touch_each_other(path: Path) -> None:
     for row in rows:
         row.client = "x" * 200
         row.pid = row.slot + 1
-        for tally in board.open_tallies(row.slot):
+        for tally in board.open_tallies(row.slot, board.labels()):
             for column in range(COLUMNS):
                 tally.count(column, 10.0**row.slot)
             tally.extras[:] = memoryview(bytes([row.slot] * 32)).cast("Q")
@@ -221,7 +221,7 @@ def test_a_worker_writes_only_where_room_was_reserved() -> None:
     row = board.claim(1)
     before = os.fstat(board.fileno()).st_blocks
     row.client = "192.0.2.1"
-    for tally in board.open_tallies(row.slot):
+    for tally in board.open_tallies(row.slot, board.labels()):
         tally.count(0, 0.1)
     assert os.fstat(board.fileno()).st_blocks == before
 
