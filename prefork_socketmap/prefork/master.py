@@ -312,9 +312,11 @@ class Master:
 
     def _leave_to_child(self) -> None:
         """In a new worker: close what is the master's alone."""
-        # Its descriptor alone: to take apart what is registered would be to write on memory that is shared so far.
-        with contextlib.suppress(AttributeError, OSError):  # not every selector has one, or one that a child gets
+        if self._shared.lot.can_park:
+            # An epoll set, too. To take apart what is registered there would be to write on memory that is shared.
             os.close(self._selector.fileno())
+        else:
+            self._selector.close()
         self._shared.leave_to_child()
 
 
