@@ -12,7 +12,7 @@ import signal
 import socket
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,19 @@ DEADLINE = 20.0
 """What a test waits for happens long before so many seconds."""
 
 _forking = multiprocessing.get_context("fork")
+
+
+def say_ok(key: str) -> str:
+    """Answer any key."""
+    return "ok"
+
+
+def who(key: str) -> str:
+    """Answer with the pid of the worker."""
+    return str(os.getpid())
+
+
+MAPS = {"ok": say_ok, "who": who}
 
 
 class End(enum.Enum):
@@ -134,6 +147,21 @@ class Gate:
     def open(self) -> None:
         """Let one lookup go on."""
         self._opened.release()
+
+    def gather(self, clients: Sequence[Client]) -> None:
+        """Have all *clients* served at the same time, by the map ``slow``, whose lookup is this gate's."""
+        for client in clients:
+            client.request(b"slow key")
+        for _ in clients:
+            self.await_arrival()
+        for _ in clients:
+            self.open()
+        assert [client.reply() for client in clients] == [b"OK done"] * len(clients)
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate()
 
 
 class Site:
@@ -310,12 +338,13 @@ def title(pid: int) -> str:
         return ""
 
 
-def descriptors(pid: int) -> Counter[str]:
-    """Return what a process's open descriptors are, and how many of each kind."""
+def descriptors(pid: int, below: float = float("inf")) -> Counter[str]:
+    """Return what a process's open descriptors with numbers *below* are, and how many of each kind."""
     found: Counter[str] = Counter()
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
-            found[_kind_of(str(link.readlink()))] += 1
+            if int(link.name) < below:
+                found[_kind_of(str(link.readlink()))] += 1
     return found
 
 

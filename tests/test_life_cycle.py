@@ -30,23 +30,12 @@ from tests.serving import (
     exit_code,
     is_alive,
     kill,
+    say_ok,
     serving,
     title,
+    who,
 )
 from tests.waiting import eventually
-
-
-def say_ok(key: str) -> str:
-    return "ok"
-
-
-def who(key: str) -> str:
-    return str(os.getpid())
-
-
-@pytest.fixture
-def gate() -> Gate:
-    return Gate()
 
 
 @pytest.fixture

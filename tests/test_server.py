@@ -26,14 +26,11 @@ from tests.serving import (
     exit_code,
     is_alive,
     kill,
+    say_ok,
     serving,
     title,
 )
 from tests.waiting import eventually
-
-
-def say_ok(key: str) -> str:
-    return "ok"
 
 
 @pytest.fixture

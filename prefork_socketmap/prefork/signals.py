@@ -67,14 +67,9 @@ class Signals:
         except BlockingIOError:
             return ()
 
-    @contextlib.contextmanager
-    def blocked(self) -> Iterator[None]:
+    def blocked(self) -> contextlib.AbstractContextManager[None]:
         """Let signals wait in the kernel, around a fork: until the child has called ``enter_child``."""
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._handled)
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return _blocked(self._handled)
 
     def enter_child(self, handlers: Mapping[int, Handler]) -> None:
         """In a child that was forked while they were ``blocked``: handle them by *handlers*, and ignore the rest.
@@ -97,13 +92,10 @@ class Signals:
 
         The next program unblocks them when it has handlers: by default they would kill it.
         """
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
+        with _blocked(signal.valid_signals()):
             for number in self.take():
                 os.kill(os.getpid(), number)
             yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def close(self) -> None:
         """Restore the handlers that were there before."""
@@ -113,3 +105,12 @@ class Signals:
                 signal.signal(number, handler)  # type: ignore[arg-type]
         self._reader.close()
         self._writer.close()
+
+
+@contextlib.contextmanager
+def _blocked(numbers: Iterable[int]) -> Iterator[None]:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -100,6 +100,10 @@ class Installation:
         state: dict[str, Any] = json.loads((self.runtime_dir / "state.json").read_text())
         return state
 
+    def await_generation(self, number: int, within: float = 30) -> None:
+        """Wait until the generation with this number serves."""
+        eventually(lambda: self.state()["generation"] == number, within, f"generation {number}")
+
     @property
     def pid(self) -> int:
         """The master's pid, as the pid file has it."""

@@ -163,7 +163,7 @@ def test_processes_descriptors_and_memory_stay_level_over_200_reloads(installati
 
     def reload_to(generation: int) -> None:
         process.send_signal(signal.SIGHUP)
-        eventually(lambda: installation.state()["generation"] == generation, within=30)
+        installation.await_generation(generation)
 
     def settled() -> list[int]:
         eventually(lambda: len(installation.workers()) == 2, within=30, what="the old generation has left")

@@ -57,10 +57,6 @@ def upgrade(installation: Installation) -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def await_generation(installation: Installation, number: int) -> None:
-    eventually(lambda: installation.state()["generation"] == number, SETTLED, f"generation {number}")
-
-
 def listening_on(port: int) -> str:
     """Return the inode number of the socket that listens on a TCP port."""
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
@@ -386,7 +382,7 @@ def test_newcomers_are_answered_while_the_program_is_replaced(
     with Client(installation.endpoint) as client:
         assert client.ask(b"colours sky") == b"OK blue"
         way_in.open()
-        await_generation(installation, 2)
+        installation.await_generation(2, SETTLED)
         assert client.ask(b"colours sky") == b"OK blue"
 
 
@@ -423,7 +419,7 @@ def test_descriptors_and_threads_are_level_after_20_upgrades(installation: Insta
 
     def upgrade_to(generation: int) -> None:
         process.send_signal(signal.SIGUSR2)
-        await_generation(installation, generation)
+        installation.await_generation(generation, SETTLED)
 
     upgrade_to(2)
     before = settled(2)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import heapq
 import select
-import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 from types import TracebackType
+from typing import Self
 
-from prefork_socketmap import Endpoint
 from prefork_socketmap.socketmap import netstring
+from tests.serving import Client
+from tests.threads import Threads
 
 _LAST_ANSWERS = 30.0  # seconds; the slowest machine has answered by then
 _PAUSE = 0.1  # how soon the thread sees that it is enough
@@ -30,13 +30,7 @@ class Member:
         self.asked_at = 0.0
         self.expected = b""
         self.latencies: list[float] = []
-        where = Endpoint.parse(endpoint)
-        if where.kind == "unix":
-            self.sock = socket.socket(socket.AF_UNIX)
-            self.sock.connect(where.path)
-        else:
-            self.sock = socket.create_connection((where.host, where.port))
-            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock = Client(endpoint).sock
 
     @property
     def answers(self) -> int:
@@ -44,7 +38,7 @@ class Member:
         return len(self.latencies)
 
 
-class Audience:
+class Audience(Threads):
     """*number* clients of *endpoints* that ask the map *name*, each every *interval* seconds, or at once again (0).
 
     The map has to answer each key with that key, which *key* makes of a client's name and the number of its question.
@@ -60,13 +54,12 @@ class Audience:
         interval: float,
         key: Callable[[str, int], str] = "{}-{}".format,
     ) -> None:
+        super().__init__([self._run])
         self._interval = interval
         self._map = name
         self._key = key
         self._endpoints = endpoints
         self._number = number
-        self._enough = threading.Event()
-        self._thread = threading.Thread(target=self._run)
         self.members: list[Member] = []
         self.failures: list[str] = []
         """What no client should see: the end of its connection, a wrong answer, none."""
@@ -76,19 +69,17 @@ class Audience:
         """What all lookups took, in seconds."""
         return [latency for member in self.members for latency in member.latencies]
 
-    def __enter__(self) -> Audience:
+    def __enter__(self) -> Self:
         # Connected before anybody asks: what the test then does to the server meets all of them.
         endpoints = self._endpoints
         for number in range(self._number):
             self.members.append(Member(f"{self._map}{number}", endpoints[number % len(endpoints)]))
-        self._thread.start()
-        return self
+        return super().__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._enough.set()
-        self._thread.join()
+        super().__exit__(kind, error, trace)
         for member in self.members:
             member.sock.close()
 
@@ -101,7 +92,7 @@ class Audience:
                 self._epoll.register(fd, select.EPOLLIN)
                 member.due = now + self._interval * turn / len(self._by_fd)
                 heapq.heappush(self._queue, (member.due, fd))
-            while not self._enough.is_set():
+            while not self.enough.is_set():
                 self._ask_who_is_due()
                 self._receive(self._pause())
             self._await_last_answers()

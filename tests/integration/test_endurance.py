@@ -5,15 +5,11 @@ How fast it all is, the bench measures; here only what must hold on any machine 
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import statistics
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
-from types import TracebackType
 
 import pytest
 
@@ -21,6 +17,8 @@ from tests.daemon.installation import Installation
 from tests.integration.audience import Audience
 from tests.integration.conftest import StartPostfix
 from tests.integration.postfix import Postfix
+from tests.serving import descriptors
+from tests.threads import Threads
 from tests.waiting import eventually
 
 SETTLED = 60.0  # seconds, within which a busy machine has come to rest
@@ -59,7 +57,7 @@ class House:
         self.endpoints = [installation.endpoint, f"unix:{installation.directory}/sock"]
         (installation.directory / "answers.py").write_text(f"SLEEP = {SLEEP}\n{ECHO}")
         listen = ", ".join(f'"{endpoint}"' for endpoint in self.endpoints)
-        # Workers that the crowd has brought forth leave soon after it, with the master's channels to them.
+        # Workers that the crowd has brought forth leave soon after it.
         installation.configure(f"max_idle = 2\n{limits}", listen=f"[{listen}]", maps=MAPS)
         self._process = installation.start()
         self._fresh = self._descriptors()
@@ -68,7 +66,7 @@ class House:
         """Reload, or upgrade, and wait until it has taken effect."""
         generation = self.installation.state()["generation"] + 1
         self._process.send_signal(number)
-        eventually(lambda: self.installation.state()["generation"] == generation, SETTLED, f"generation {generation}")
+        self.installation.await_generation(generation, SETTLED)
 
     def assert_descriptors_are_those_of_a_fresh_start(self) -> None:
         """All clients have left: so has whatever was opened for them."""
@@ -87,21 +85,12 @@ class House:
         """Return the kinds of descriptors in the master, and in each of the workers, if these do not differ."""
         workers = self.installation.idle_workers()
         # Those that workers keep of connections which they have served are no concern: see parking.py.
-        in_workers = [_kinds_of_descriptors(worker, below=_FIRST_CONNECTION) for worker in workers]
+        in_workers = [descriptors(worker, below=_FIRST_CONNECTION) for worker in workers]
         assert all(each == in_workers[0] for each in in_workers), in_workers
-        master = _kinds_of_descriptors(self._process.pid)
+        master = descriptors(self._process.pid)
         return Counter({("master", kind): number for kind, number in master.items()}) + Counter(
             {("worker", kind): number for kind, number in in_workers[0].items()}
         )
-
-
-def _kinds_of_descriptors(pid: int, below: int = 1 << 30) -> Counter[str]:
-    found: Counter[str] = Counter()
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            if int(link.name) < below:
-                found[str(link.readlink()).partition(":[")[0]] += 1
-    return found
 
 
 @pytest.fixture
@@ -151,18 +140,17 @@ def test_postfix_delivers_all_mail_during_5_upgrades(installation: Installation,
     assert "warning:" not in log
 
 
-class Sender:
+class Sender(Threads):
     """Somebody who sends mail without a pause for as long as the context lasts."""
 
     def __init__(self, postfix: Postfix) -> None:
+        super().__init__([self._send])
         self._postfix = postfix
-        self._enough = threading.Event()
-        self._thread = threading.Thread(target=self._send)
         self.sent = 0
         """Mails that Postfix has accepted."""
 
     def _send(self) -> None:
-        while not self._enough.is_set():
+        while not self.enough.is_set():
             with self._postfix.transaction() as session:
                 session.deliver(f"user{self.sent}@example.com")
             self.sent += 1
@@ -170,18 +158,8 @@ class Sender:
     def await_mails(self, number: int) -> None:
         """Wait until so many more have been accepted."""
         goal = self.sent + number
-        eventually(lambda: self.sent >= goal or not self._thread.is_alive(), SETTLED, f"{number} mails")
-        assert self._thread.is_alive(), "Postfix has refused a mail"
-
-    def __enter__(self) -> Sender:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._enough.set()
-        self._thread.join()
+        eventually(lambda: self.sent >= goal or not self.are_alive, SETTLED, f"{number} mails")
+        assert self.are_alive, "Postfix has refused a mail"
 
 
 def test_2000_clients_that_ask_once_a_second_are_all_answered_by_16_workers(installation: Installation) -> None:

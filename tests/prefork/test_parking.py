@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import resource
 import signal
 import socket
@@ -15,6 +14,7 @@ import pytest
 from prefork_socketmap import Config, Server
 from tests.serving import (
     DEADLINE,
+    MAPS,
     Client,
     End,
     Fork,
@@ -24,21 +24,11 @@ from tests.serving import (
     await_end,
     descriptors,
     kill,
+    say_ok,
     serving,
     title,
 )
 from tests.waiting import eventually
-
-
-def say_ok(key: str) -> str:
-    return "ok"
-
-
-def who(key: str) -> str:
-    return str(os.getpid())
-
-
-MAPS = {"ok": say_ok, "who": who}
 
 
 def ask_each(clients: list[Client]) -> None:

@@ -23,6 +23,7 @@ from prefork_socketmap.prefork.signals import Signals
 from prefork_socketmap.socketmap import netstring
 from tests.serving import (
     DEADLINE,
+    MAPS,
     End,
     Gate,
     Serve,
@@ -35,22 +36,6 @@ from tests.serving import (
     title,
 )
 from tests.waiting import eventually
-
-
-def say_ok(key: str) -> str:
-    return "ok"
-
-
-def who(key: str) -> str:
-    return str(os.getpid())
-
-
-MAPS = {"ok": say_ok, "who": who}
-
-
-@pytest.fixture
-def gate() -> Gate:
-    return Gate()
 
 
 def test_min_spare_workers_are_ready_before_anybody_comes(serve: Serve) -> None:
@@ -66,13 +51,7 @@ def test_process_limit_bounds_min_spare(serve: Serve) -> None:
 def test_the_pool_grows_until_everybody_has_a_worker(serve: Serve, endpoint: str, gate: Gate) -> None:
     site = serve({"slow": gate.lookup}, Config(process_limit=8, min_spare=1), endpoint)
     clients = [site.connect() for _ in range(8)]
-    for client in clients:
-        client.request(b"slow key")
-    for _ in clients:
-        gate.await_arrival()
-    for _ in clients:
-        gate.open()
-    assert [client.reply() for client in clients] == [b"OK done"] * 8
+    gate.gather(clients)
 
 
 def test_the_pool_grows_for_clients_that_were_parked(serve: Serve, endpoint: str, gate: Gate) -> None:
@@ -81,13 +60,7 @@ def test_the_pool_grows_for_clients_that_were_parked(serve: Serve, endpoint: str
     for client in clients:
         assert client.ask(b"ok key") == b"OK ok"
     eventually(lambda: all(title(pid).endswith("idle") for pid in site.workers), DEADLINE)
-    for client in clients:
-        client.request(b"slow key")
-    for _ in clients:
-        gate.await_arrival()
-    for _ in clients:
-        gate.open()
-    assert [client.reply() for client in clients] == [b"OK done"] * 8
+    gate.gather(clients)
 
 
 def test_the_pool_does_not_grow_beyond_process_limit(serve: Serve, endpoint: str, gate: Gate) -> None:
@@ -111,13 +84,7 @@ def test_workers_that_nobody_needs_leave_after_max_idle(serve: Serve, endpoint: 
     site = serve({**MAPS, "slow": gate.lookup}, Config(process_limit=8, min_spare=2, max_idle=0.5), endpoint)
     fresh = descriptors(site.pid)
     clients = [site.connect() for _ in range(6)]
-    for client in clients:
-        client.request(b"slow key")
-    for _ in clients:
-        gate.await_arrival()
-    for _ in clients:
-        gate.open()
-    assert [client.reply() for client in clients] == [b"OK done"] * 6
+    gate.gather(clients)
     site.await_workers(2)
     assert all(client.is_open for client in clients)
     assert clients[0].ask(b"ok key") == b"OK ok"

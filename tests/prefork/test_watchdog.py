@@ -13,14 +13,10 @@ import pytest
 
 from prefork_socketmap import Config
 from prefork_socketmap.service import Lookup
-from tests.serving import DEADLINE, Client, End, Serve, await_end, descriptors, is_alive, kill
+from tests.serving import DEADLINE, Client, End, Serve, await_end, descriptors, is_alive, kill, who
 from tests.waiting import eventually
 
 TIMED_OUT = b"TIMEOUT lookup timed out"
-
-
-def who(key: str) -> str:
-    return str(os.getpid())
 
 
 def loop(key: str) -> str:

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import select
 import signal
 
 import pytest
 
 from prefork_socketmap import Config
-from tests.serving import DEADLINE, End, Gate, Serve, await_end, kill
+from tests.serving import DEADLINE, MAPS, End, Gate, Serve, await_end, kill
 from tests.waiting import eventually
 
 
 @pytest.fixture(autouse=True)
 def no_epoll(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(select, "epoll")
-
-
-def say_ok(key: str) -> str:
-    return "ok"
-
-
-def who(key: str) -> str:
-    return str(os.getpid())
-
-
-MAPS = {"ok": say_ok, "who": who}
 
 
 def test_lookups_are_answered(serve: Serve, endpoint: str) -> None:
@@ -53,17 +41,10 @@ def test_a_silent_client_makes_room_for_one_that_waits(serve: Serve, endpoint: s
         assert client.ask(b"ok key") == b"OK ok"
 
 
-def test_the_pool_grows(serve: Serve, endpoint: str) -> None:
-    gate = Gate()
+def test_the_pool_grows(serve: Serve, endpoint: str, gate: Gate) -> None:
     site = serve({"slow": gate.lookup}, Config(process_limit=6, min_spare=1), endpoint)
     clients = [site.connect() for _ in range(6)]
-    for client in clients:
-        client.request(b"slow key")
-    for _ in clients:
-        gate.await_arrival()
-    for _ in clients:
-        gate.open()
-    assert [client.reply() for client in clients] == [b"OK done"] * 6
+    gate.gather(clients)
 
 
 def test_workers_are_replaced_when_they_die_and_when_that_is_asked_for(serve: Serve, endpoint: str) -> None:
