@@ -5,10 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefork_socketmap.daemon import configfile
 from prefork_socketmap.daemon.configfile import Settings
 from prefork_socketmap.prefork.takeover import TakeoverError, refuse_another_layout
+
+if TYPE_CHECKING:
+    from prefork_socketmap.maps.base import Map
+
+# A dead server costs each of its maps a timeout, and who upgrades during an outage does not wait for ever.
+_LONGEST_VERIFICATION = 10.0
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -37,10 +47,25 @@ def _open_maps(settings: Settings) -> int:
     from prefork_socketmap.daemon import worker
 
     try:
-        worker.open_maps(settings)
+        _verify(settings.path, worker.open_maps(settings).values())
     except BaseException as error:  # noqa: BLE001 - user code, which may call sys.exit()
         return _complain(describe(error))
     return os.EX_OK
+
+
+def _verify(path: Path, maps: Iterable[Map]) -> None:
+    """Have *maps* ask their servers whether the queries are right; where none answers, warn."""
+    from prefork_socketmap.maps.base import UncheckedError
+
+    deadline = time.monotonic() + _LONGEST_VERIFICATION
+    for each in maps:
+        try:
+            if time.monotonic() >= deadline:
+                raise UncheckedError(f"maps.{each.name}: is not checked: other maps have taken too long")
+            with configfile.errors_in(path):
+                each.verify()
+        except UncheckedError as doubt:
+            print(f"prefork-socketmap: warning: {path}: {doubt}", file=sys.stderr, flush=True)
 
 
 def _complain(problem: str) -> int:

@@ -41,6 +41,10 @@ class LookupFailedError(Exception):
         self.reply = reply
 
 
+class UncheckedError(Exception):
+    """``verify`` cannot tell; the text names the key and says why."""
+
+
 def values_in(reply: Reply) -> Sequence[str] | None:
     """Return what a type's ``find`` has to return, or raise LookupFailedError, so that *reply* is given.
 
@@ -134,6 +138,13 @@ class Map(abc.ABC):
         if self._opened:
             self._opened = False
             self.release()
+
+    def verify(self) -> None:  # noqa: B027
+        """Find out, for the command ``check``, what an open map would find out at its first lookup.
+
+        Unlike ``open``, it may ask a server. Raises SettingError for a wrong setting, UncheckedError if there is no
+        telling.
+        """
 
     def lookup(self, key: str) -> Reply:
         """Look *key* up. What ``find`` raises apart from LookupFailedError goes to the caller."""

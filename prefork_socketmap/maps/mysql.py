@@ -2,8 +2,11 @@
 
 The driver is PyMySQL rather than mysqlclient: its timeouts are of any length and hold for every read, where those of
 the C library are whole seconds; it waits in Python, where the watchdog's signal gets through; and it needs no
-compiler. Neither binds parameters on the server: the driver, which knows the character set and the server's
-``sql_mode``, puts them in as quoted literals. Neither sends several statements at once.
+compiler. Neither binds parameters on the server; SQL itself does, with PREPARE and EXECUTE. What is bound gets there
+as hexadecimal digits, which end no literal.
+
+A MariaDB is given the parameters with the EXECUTE. A MySQL takes only variables there, which are set before, by a
+statement that travels in the same packet.
 """
 
 from __future__ import annotations
@@ -13,26 +16,30 @@ from pathlib import Path
 from typing import Any
 
 import pymysql
-from pymysql.constants import ER
+from pymysql.constants import CLIENT, ER
 from pymysql.converters import encoders
+from pymysql.cursors import Cursor
 
 from prefork_socketmap import settings
 from prefork_socketmap.maps import host as host_setting
 from prefork_socketmap.maps import sql
-from prefork_socketmap.maps.base import LookupFailedError, log
+from prefork_socketmap.maps.base import LookupFailedError
 from prefork_socketmap.maps.host import Host
-from prefork_socketmap.maps.network import NetworkMap, Trouble
+from prefork_socketmap.maps.network import Trouble
 from prefork_socketmap.maps.secret import Secret, secret
 from prefork_socketmap.maps.setting import setting
+from prefork_socketmap.maps.sqltext import MYSQL, Statement
 from prefork_socketmap.maps.tls import TlsSettings
 from prefork_socketmap.socketmap.messages import Reply
 
 _PORT = 3306
+_NAME = "prefork_socketmap"
 # What a server says to a client that it is about to disconnect: shutdown, KILL (MariaDB), idle too long (MySQL 8).
-_GOODBYES = frozenset({ER.SERVER_SHUTDOWN, 1927, 4031})
+# And what one says that does not know the prepared query: a proxy has put it in the place of the one that did.
+_GOODBYES = frozenset({ER.SERVER_SHUTDOWN, 1927, 4031, ER.UNKNOWN_STMT_HANDLER})
 
 
-class MysqlMap(TlsSettings, NetworkMap["pymysql.Connection[Any]"]):
+class MysqlMap(TlsSettings, sql.SqlServerMap["pymysql.Connection[Any]"]):
     """Answers with every column of every row that the query, or the procedure that it calls, finds."""
 
     hosts = setting(host_setting.hosts)
@@ -44,19 +51,21 @@ class MysqlMap(TlsSettings, NetworkMap["pymysql.Connection[Any]"]):
     password = setting(secret, "")
     password_file = setting(settings.text, "")
     password_env = setting(settings.text, "")
-    query = setting(sql.query)
-    """The statement; parts of the key are its parameters."""
+    query = sql.query(*MYSQL.values())
+    """The statement; parts of the key are bound as its parameters."""
     require_result_set = setting(settings.boolean, True)
     """Whether a statement without a result set, such as a procedure that has selected nothing, is an error; otherwise
     it is "not found"."""
 
-    errors = (pymysql.MySQLError, OSError)
+    errors = (pymysql.MySQLError, OSError, sql.QueryError)
+
+    _takes_values: bool
+    """Whether EXECUTE takes other values than variables."""
 
     def __init__(self, name: str, table: Mapping[str, object], base: Path) -> None:
         super().__init__(name, table, base)
         self._password = Secret(self, "password")
         self._tls = self.tls_context() if self.uses_tls else None
-        self._statement = self.query.statement("%s")
 
     def dial(self, host: str, timeout: float) -> pymysql.Connection[Any]:
         """Connect to *host* and log in."""
@@ -70,6 +79,7 @@ class MysqlMap(TlsSettings, NetworkMap["pymysql.Connection[Any]"]):
             "database": self.dbname or None,
             "charset": "utf8mb4",
             "autocommit": True,
+            "client_flag": CLIENT.MULTI_STATEMENTS,
             "ssl": self._tls,
             # Unasked, PyMySQL speaks TLS if the server can, but nobody listens on a Unix socket.
             "ssl_disabled": bool(address.path) and self._tls is None,
@@ -85,13 +95,32 @@ class MysqlMap(TlsSettings, NetworkMap["pymysql.Connection[Any]"]):
         connection._read_timeout = connection._write_timeout = self.timeout  # type: ignore[attr-defined]
         return connection
 
-    def ask(self, connection: pymysql.Connection[Any], key: str) -> Sequence[str] | None:
-        """Run the query for *key*."""
-        parameters = self.query.parameters(key)
-        log.debug("map %s: %s with %r", self.name, self._statement, parameters)
+    def prepare_query(self, connection: pymysql.Connection[Any]) -> Statement:
+        """Prepare the query, in the language that the server's modes make of SQL."""
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT @@sql_mode")
+            ((modes,),) = cursor.fetchall()
+            dialect = MYSQL["ANSI_QUOTES" in modes.split(","), "NO_BACKSLASH_ESCAPES" not in modes.split(",")]
+            statement = sql.statement(self.query, dialect)
+            cursor.execute(f"PREPARE {_NAME} FROM %s", [statement.text])
+            self._takes_values = _takes_values(cursor)
+        return statement
+
+    def execute(self, connection: pymysql.Connection[Any], values: Sequence[str]) -> Sequence[str] | None:
+        """Run the statement."""
         # Closing the cursor reads what else a procedure returns.
         with connection.cursor() as cursor:
-            cursor.execute(self._statement, parameters)
+            if not values:
+                cursor.execute(f"EXECUTE {_NAME}")
+            elif self._takes_values:
+                cursor.execute(f"EXECUTE {_NAME} USING {','.join(map(_hexadecimal, values))}")
+            else:
+                names = [f"@{_NAME}{number}" for number in range(len(values))]
+                assignments = ",".join(
+                    f"{name}={_hexadecimal(value)}" for name, value in zip(names, values, strict=True)
+                )
+                cursor.execute(f"SET {assignments};EXECUTE {_NAME} USING {','.join(names)}")
+                cursor.nextset()
             if cursor.description is None and self.require_result_set:
                 raise LookupFailedError(Reply.temp_fail(f"map {self.name}: the query has no result set"))
             return sql.values(cursor.fetchall())
@@ -108,3 +137,19 @@ class MysqlMap(TlsSettings, NetworkMap["pymysql.Connection[Any]"]):
         if not connection.open or (error.args and error.args[0] in _GOODBYES):
             return Trouble.LOST
         return Trouble.REFUSED
+
+
+def _takes_values(cursor: Cursor) -> bool:
+    """Whether EXECUTE takes other values than variables. The server's version does not tell: it may be a proxy's."""
+    try:
+        cursor.execute(f"EXECUTE no_{_NAME} USING 0x00")
+    except pymysql.MySQLError as error:
+        if error.args[0] == ER.PARSE_ERROR:
+            return False
+        if error.args[0] != ER.UNKNOWN_STMT_HANDLER:
+            raise
+    return True
+
+
+def _hexadecimal(value: str) -> str:
+    return f"_utf8mb4 0x{value.encode().hex()}"

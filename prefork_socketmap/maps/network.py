@@ -44,6 +44,10 @@ def _when(key: str, value: object) -> str:
     return settings.choice(key, value, ("start", "first-use"))
 
 
+class UnreachableError(Exception):
+    """No host answers."""
+
+
 class NetworkMap(Map, Generic[C]):
     """A map that asks a server. *C* is the type of the connection.
 
@@ -89,13 +93,22 @@ class NetworkMap(Map, Generic[C]):
     def trouble(self, connection: C, error: Exception) -> Trouble:
         """Tell what *error*, raised by ``ask``, means."""
 
+    def examine(self, connection: C) -> None:
+        """Raise SettingError if no lookup can succeed on *connection*, UnreachableError if the server is silent."""
+
     def prepare(self) -> None:
-        """Connect, if ``connect`` says so. Raises SettingError when no host can be reached."""
+        """Connect, if ``connect`` says so, and examine the connection. Raises SettingError when either fails."""
         if self.connect == "start":
             try:
-                self._connection = self._dial_hosts()
-            except _UnreachableError as error:
+                self.examine(self.connect_now())
+            except UnreachableError as error:
                 raise settings.SettingError(f"maps.{self.name}.hosts", str(error)) from error
+
+    def connect_now(self) -> C:
+        """Connect, whatever ``connect`` says, unless there is a connection. Raises UnreachableError."""
+        if self._connection is None:
+            self._connection = self._dial_hosts()
+        return self._connection
 
     def release(self) -> None:
         """Close the connection."""
@@ -148,13 +161,12 @@ class NetworkMap(Map, Generic[C]):
         if time.monotonic() < self._resume:
             raise self._unavailable()
         try:
-            self._connection = self._dial_hosts()
-        except _UnreachableError as error:
+            return self.connect_now()
+        except UnreachableError as error:
             raise self._outage(str(error)) from error
-        return self._connection
 
     def _dial_hosts(self) -> C:
-        """Connect to the first host that answers, beginning with the current one. Raises _UnreachableError."""
+        """Connect to the first host that answers, beginning with the current one. Raises UnreachableError."""
         deadline = time.monotonic() + self.timeout
         problems = []
         for left in range(len(self.hosts), 0, -1):
@@ -169,7 +181,7 @@ class NetworkMap(Map, Generic[C]):
             else:
                 log.info("map %s: connected to %s", self.name, host)
                 return connection
-        raise _UnreachableError("cannot connect: " + "; ".join(problems))
+        raise UnreachableError("cannot connect: " + "; ".join(problems))
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -190,7 +202,3 @@ class NetworkMap(Map, Generic[C]):
 
 class _ConnectionLostError(Exception):
     """The connection broke under a lookup."""
-
-
-class _UnreachableError(Exception):
-    """No host answers."""

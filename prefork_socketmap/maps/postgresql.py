@@ -3,11 +3,14 @@
 The driver is psycopg 3, and of it ``psycopg.pq``, the part that wraps libpq and converts nothing. With it a lookup
 has one deadline, also when the server is frozen: libpq's own timeouts are whole seconds and do not cover queries. And
 results are the texts that Postfix's own table gets: ``t`` for true, for one.
+
+A parameter's type is left to the server, as that of the literal is in whose place it stands.
 """
 
 from __future__ import annotations
 
-import itertools
+import hashlib
+import re
 import select
 import time
 from collections.abc import Mapping, Sequence
@@ -23,14 +26,24 @@ from prefork_socketmap.maps import host as host_setting
 from prefork_socketmap.maps import sql
 from prefork_socketmap.maps.base import log
 from prefork_socketmap.maps.host import Host
-from prefork_socketmap.maps.network import NetworkMap, Trouble
+from prefork_socketmap.maps.network import Trouble
 from prefork_socketmap.maps.secret import Secret, secret
 from prefork_socketmap.maps.setting import setting
+from prefork_socketmap.maps.sqltext import POSTGRESQL, POSTGRESQL_WITH_BACKSLASHES, Statement
 from prefork_socketmap.socketmap.messages import to_text
 
 _PORT = 5432
 _URI = ("postgresql://", "postgres://")
 _FAILED = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE)
+# Types of parameters.
+_UNKNOWN = 0
+_TEXT = 25
+# SQLSTATEs: PostgreSQL's manual, appendix A.
+_INDETERMINATE = b"42P18"
+_NAME_IS_TAKEN = b"42P05"
+# There is no statement of the name: a pooler has lent us another connection of the server than before. Or its result
+# has other types by now, since a table was altered.
+_NOT_KEPT = frozenset({b"26000", b"0A000"})
 
 
 def _host(key: str, value: str) -> None:
@@ -51,7 +64,7 @@ def _hosts(key: str, value: object) -> tuple[str, ...]:
     return host_setting.hosts(key, value, _host)
 
 
-class PostgresqlMap(NetworkMap[pq.abc.PGconn]):
+class PostgresqlMap(sql.SqlServerMap[pq.abc.PGconn]):
     """Answers with every column of every row that the query finds."""
 
     hosts = setting(_hosts)
@@ -69,15 +82,20 @@ class PostgresqlMap(NetworkMap[pq.abc.PGconn]):
     """The certificates of the authorities; this and the next two are libpq's, too."""
     sslcert = setting(settings.text, "")
     sslkey = setting(settings.text, "")
-    query = setting(sql.query)
+    query = sql.query(POSTGRESQL, POSTGRESQL_WITH_BACKSLASHES)
     """The statement; parts of the key are bound as its parameters."""
 
-    errors = (psycopg.Error, OSError)
+    errors = (psycopg.Error, OSError, sql.QueryError)
+
+    _is_named: bool
+    """Whether the server keeps the statement; otherwise each lookup sends it."""
+    _name: bytes
+    _types: list[int]
+    """Of the parameters; 0 is for the server to find."""
 
     def __init__(self, name: str, table: Mapping[str, object], base: Path) -> None:
         super().__init__(name, table, base)
         self._password = Secret(self, "password")
-        self._statement = _numbered(self.query)
         self._conninfo(self.hosts[0])
 
     def dial(self, host: str, timeout: float) -> pq.abc.PGconn:
@@ -91,12 +109,59 @@ class PostgresqlMap(NetworkMap[pq.abc.PGconn]):
             raise
         return connection
 
-    def ask(self, connection: pq.abc.PGconn, key: str) -> Sequence[str] | None:
-        """Run the query for *key*."""
-        parameters = self.query.parameters(key)
-        log.debug("map %s: %s with %r", self.name, self._statement, parameters)
-        connection.send_query_params(self._statement.encode(), [text.encode() for text in parameters])
-        result = _result(connection, time.monotonic() + self.timeout)
+    def prepare_query(self, connection: pq.abc.PGconn) -> Statement:
+        """Prepare the query under a name that is its own."""
+        conforming = connection.parameter_status(b"standard_conforming_strings") != b"off"
+        statement = sql.statement(self.query, POSTGRESQL if conforming else POSTGRESQL_WITH_BACKSLASHES)
+        self._types = [_UNKNOWN] * len(statement.parameters)
+        deadline = time.monotonic() + self.timeout
+        while not self._try_to_prepare(connection, statement, deadline):
+            pass
+        return statement
+
+    def _try_to_prepare(self, connection: pq.abc.PGconn, statement: Statement, deadline: float) -> bool:
+        """Prepare *statement*; return False if one more type is known now. Raises one of ``errors``."""
+        # Behind a pooler that lends a connection of the server to one client after the other, another worker may have
+        # given the name: to the same statement.
+        self._name = hashlib.sha256(f"{statement.text}\0{self._types}".encode()).hexdigest()[:40].encode()
+        self._is_named = True
+        connection.send_prepare(self._name, statement.text.encode(), self._types)
+        result = _result(connection, deadline)
+        state = _state(result)
+        if state == _INDETERMINATE and (place := _parameter_in(result)) is not None and not self._types[place]:
+            # As in json_build_object('k', '%s'). There a literal of no known type is text.
+            self._types[place] = _TEXT
+            return False
+        if result.status in _FAILED and state != _NAME_IS_TAKEN:
+            raise _error(result)
+        self._count_parameters(connection, statement, deadline)
+        return True
+
+    def _count_parameters(self, connection: pq.abc.PGconn, statement: Statement, deadline: float) -> None:
+        connection.send_describe_prepared(self._name)
+        result = _result(connection, deadline)
+        if _state(result) in _NOT_KEPT:
+            self._is_named = False
+        elif result.status in _FAILED:
+            raise _error(result)
+        elif result.nparams != len(statement.parameters):
+            raise sql.QueryError(f"the server sees {result.nparams} parameters in {statement.text!r}")
+
+    def execute(self, connection: pq.abc.PGconn, values: Sequence[str]) -> Sequence[str] | None:
+        """Run the statement."""
+        deadline = time.monotonic() + self.timeout
+        parameters = [value.encode() for value in values]
+        if self._is_named:
+            connection.send_query_prepared(self._name, parameters)
+            result = _result(connection, deadline)
+            if _state(result) in _NOT_KEPT:
+                log.info(
+                    "map %s: the statement is not kept (%s), it is sent with each lookup", self.name, _text(result)
+                )
+                self._is_named = False
+        if not self._is_named:
+            connection.send_query_params(self._statement.text.encode(), parameters, self._types)
+            result = _result(connection, deadline)
         if result.status in _FAILED:
             raise _error(result)
         return sql.values(_rows(result))
@@ -157,12 +222,6 @@ def _address(host: str) -> dict[str, Any]:
     return {"host": str(path)}
 
 
-def _numbered(query: sql.Query) -> str:
-    """Return the statement with ``$1``, ``$2`` for its parameters."""
-    first, *others = query.statement("\0").split("\0")
-    return first + "".join(f"${number}{text}" for number, text in zip(itertools.count(1), others, strict=False))
-
-
 def _finish_connecting(connection: pq.abc.PGconn, deadline: float) -> None:
     status = pq.PollingStatus.WRITING
     while status != pq.PollingStatus.OK:
@@ -197,11 +256,24 @@ def _wait(connection: pq.abc.PGconn, events: int, deadline: float) -> None:
         raise _NoAnswerError("the server does not answer")
 
 
+def _state(result: pq.abc.PGresult) -> bytes | None:
+    return result.error_field(pq.DiagnosticField.SQLSTATE)
+
+
+def _text(result: pq.abc.PGresult) -> str:
+    return to_text(result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or result.error_message)
+
+
+def _parameter_in(result: pq.abc.PGresult) -> int | None:
+    """Return the place of the parameter that an error speaks of, in whatever language."""
+    match = re.search(r"\$(\d+)", _text(result))
+    return int(match[1]) - 1 if match else None
+
+
 def _error(result: pq.abc.PGresult) -> psycopg.Error:
     severity = result.error_field(pq.DiagnosticField.SEVERITY_NONLOCALIZED)
-    message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or result.error_message
     kind = _FatalError if severity in (b"FATAL", b"PANIC") else psycopg.DatabaseError
-    return kind(to_text(message))
+    return kind(_text(result))
 
 
 def _rows(result: pq.abc.PGresult) -> list[list[bytes | None]]:

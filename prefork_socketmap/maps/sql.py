@@ -1,68 +1,108 @@
-"""Query templates of SQL maps: parts of the key become bound parameters, never text of the statement.
+"""What the SQL types have in common: a query of which the server makes a statement, once for each connection.
 
-What is shared by all SQL types and knows no driver. Postfix's own tables paste the quoted key into the statement, so
-their queries have quotes around it, ``'%s'``; they are accepted and dropped, together with what else stands between
-them: ``LIKE '%u@%%'`` binds one parameter.
+Knows no driver. Where the parts of the key stand in the query is the business of ``sqltext``.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+import abc
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from prefork_socketmap import settings
-from prefork_socketmap.maps.template import Address, Template
+from prefork_socketmap.maps.base import UncheckedError, log
+from prefork_socketmap.maps.network import NetworkMap, Trouble, UnreachableError
+from prefork_socketmap.maps.setting import Setting, setting
+from prefork_socketmap.maps.sqltext import Dialect, Statement, bind
+from prefork_socketmap.maps.template import Template
 from prefork_socketmap.socketmap.messages import to_text
 
-# A string literal ('' is a quote within it), a quoted identifier, a part, or an escaped percent sign.
-_TOKEN = re.compile(r"""'(?:[^']|'')*'|"[^"]*"|%.?""", re.DOTALL)
+C = TypeVar("C")
 
 
-class Query(Template):
-    """A statement with parts of the key: ``statement(placeholder)`` and, for each key, its ``parameters``."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self._texts = [""]
-        self._parameters: list[Template] = []
-        end = 0
-        for match in _TOKEN.finditer(text):
-            self._texts[-1] += text[end : match.start()]
-            end = match.end()
-            self._add(match[0])
-        self._texts[-1] += text[end:]
-
-    def _add(self, token: str) -> None:
-        content = Template(token[1:-1].replace("''", "'") if token.startswith("'") else token)
-        if not content.letters:
-            self._texts[-1] += Template(token).expand(Address.split(""))
-        elif token.startswith('"'):
-            raise ValueError(f"{token}: SQL has names in double quotes, and a key is not a name; use single quotes")
-        else:
-            self._parameters.append(content)
-            self._texts.append("")
-
-    def statement(self, placeholder: str) -> str:
-        """Return the statement with *placeholder* where a parameter belongs.
-
-        A driver that has percent signs in its placeholders gets those of the statement doubled.
-        """
-        texts = (text.replace("%", "%%") if "%" in placeholder else text for text in self._texts)
-        return placeholder.join(texts)
-
-    def parameters(self, key: str) -> list[str]:
-        """Return the parameters for *key*, which has the parts that the query needs."""
-        address = Address.split(key)
-        return [parameter.expand(address) for parameter in self._parameters]
+class QueryError(Exception):
+    """The query cannot be used with the server; the text says why."""
 
 
-def query(key: str, value: object) -> Query:
-    """Read a setting: an SQL query template."""
-    text = settings.text(key, value)
+def query(*dialects: Dialect) -> Setting[Template]:
+    """Declare a key with a query, for a server that speaks one of *dialects*; the first is the common one."""
+    return setting(_reader(dialects))
+
+
+def _reader(dialects: Sequence[Dialect]) -> Callable[[str, object], Template]:
+    def read(key: str, value: object) -> Template:
+        text = settings.text(key, value)
+        try:
+            template = Template(text)
+            problems = [problem for dialect in dialects if (problem := _problem(template, dialect))]
+        except ValueError as error:
+            raise settings.SettingError(key, str(error)) from error
+        if len(problems) == len(dialects):
+            raise settings.SettingError(key, problems[0])
+        return template
+
+    return read
+
+
+def _problem(template: Template, dialect: Dialect) -> str | None:
     try:
-        return Query(text)
+        bind(template, dialect)
     except ValueError as error:
-        raise settings.SettingError(key, str(error)) from error
+        return str(error)
+    return None
+
+
+def statement(template: Template, dialect: Dialect) -> Statement:
+    """Return the statement that *template* is in *dialect*. Raises QueryError."""
+    try:
+        return bind(template, dialect)
+    except ValueError as error:
+        raise QueryError(str(error)) from error
+
+
+class SqlServerMap(NetworkMap[C]):
+    """A map whose query a server prepares. The type names QueryError among its ``errors``."""
+
+    query: Setting[Template]
+    """The statement; parts of the key are bound as its parameters."""
+
+    _prepared: C | None = None
+    """The connection on which the query is prepared."""
+    _statement: Statement
+
+    @abc.abstractmethod
+    def prepare_query(self, connection: C) -> Statement:
+        """Have the server prepare the query. Raises one of ``errors``, QueryError if it is never going to work."""
+
+    @abc.abstractmethod
+    def execute(self, connection: C, values: Sequence[str]) -> Sequence[str] | None:
+        """Return what the prepared query finds; *values* are bound to it. Raises as ``ask`` does."""
+
+    def ask(self, connection: C, key: str) -> Sequence[str] | None:
+        """Run the query for *key*; it is prepared first if *connection* is new."""
+        if self._prepared is not connection:
+            self._statement = self.prepare_query(connection)
+            self._prepared = connection
+        values = self._statement.values(key)
+        log.debug("map %s: %s with %r", self.name, self._statement.text, values)
+        return self.execute(connection, values)
+
+    def examine(self, connection: C) -> None:
+        """Prepare the query. Raises SettingError with the server's words when that fails."""
+        try:
+            self._statement = self.prepare_query(connection)
+        except self.errors as error:
+            if self.trouble(connection, error) is Trouble.REFUSED:
+                raise settings.SettingError(f"maps.{self.name}.query", str(error)) from error
+            raise UnreachableError(str(error)) from error
+        self._prepared = connection
+
+    def verify(self) -> None:
+        """Have the server prepare the query."""
+        try:
+            self.examine(self.connect_now())
+        except UnreachableError as error:
+            raise UncheckedError(f"maps.{self.name}.query: cannot be checked: {error}") from error
 
 
 def values(rows: Iterable[Sequence[object]]) -> list[str]:

@@ -13,6 +13,7 @@ from prefork_socketmap import settings
 from prefork_socketmap.maps import sql
 from prefork_socketmap.maps.base import LookupFailedError, Map, log
 from prefork_socketmap.maps.setting import setting
+from prefork_socketmap.maps.sqltext import SQLITE
 from prefork_socketmap.socketmap.messages import Reply, to_text
 
 
@@ -24,7 +25,7 @@ class SqliteMap(Map):
 
     dbpath = setting(settings.text)
     """The database file."""
-    query = setting(sql.query)
+    query = sql.query(SQLITE)
     """The statement; parts of the key are bound as its parameters."""
     timeout = setting(settings.seconds, 5.0)
     """How long to wait while a writer holds the database locked."""
@@ -33,13 +34,22 @@ class SqliteMap(Map):
     _identity: tuple[int, int] | None = None
 
     def prepare(self) -> None:
-        """Open the database. Raises SettingError when there is none."""
+        """Open the database and prepare the query. Raises SettingError when either fails."""
         self._path = self.base / self.dbpath
-        self._statement = self.query.statement("?")
+        self._statement = sql.statement(self.query, SQLITE)
         try:
             self._connect()
         except (OSError, sqlite3.Error) as error:
             raise settings.SettingError(f"maps.{self.name}.dbpath", f"cannot open {self._path}: {error}") from error
+        try:
+            # Prepares the query, with all that is bound to it, and does not run it.
+            self._connection.execute(
+                f"EXPLAIN {self._statement.text}", [None] * len(self._statement.parameters)
+            ).close()
+        except sqlite3.Error as error:
+            if not _is_locked(error):
+                self.release()
+                raise settings.SettingError(f"maps.{self.name}.query", str(error)) from error
 
     def release(self) -> None:
         """Close the database."""
@@ -48,11 +58,11 @@ class SqliteMap(Map):
 
     def find(self, key: str) -> Sequence[str] | None:
         """Run the query for *key*."""
-        parameters = self.query.parameters(key)
-        log.debug("map %s: %s with %r", self.name, self._statement, parameters)
+        values = self._statement.values(key)
+        log.debug("map %s: %s with %r", self.name, self._statement.text, values)
         try:
             self._reconnect_if_replaced()
-            return sql.values(row[:1] for row in self._connection.execute(self._statement, parameters))
+            return sql.values(row[:1] for row in self._connection.execute(self._statement.text, values))
         except sqlite3.Error as error:
             self.complaints.log(logging.ERROR, "%r: %s", key, error)
             raise LookupFailedError(Reply.temp_fail(f"map {self.name}: the query failed")) from error
@@ -75,6 +85,11 @@ class SqliteMap(Map):
         )
         self._connection.text_factory = to_text
         self._identity = identity
+
+
+def _is_locked(error: sqlite3.Error) -> bool:
+    code: int | None = getattr(error, "sqlite_errorcode", None)  # the module's own errors have none
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _identity(path: Path) -> tuple[int, int]:

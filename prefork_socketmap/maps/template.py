@@ -8,7 +8,7 @@ mysql_table(5), pgsql_table(5), sqlite_table(5), "query" and "result_format". Th
   of at least N labels, where a run of dots counts as one;
 - in a result format the lower case letters speak of the result, capitals and digits of the key.
 
-How a part is quoted is not decided here: the caller passes a function, or binds (``sql``).
+How a part is quoted is not decided here: the caller passes a function, or binds (``sqltext``).
 """
 
 from __future__ import annotations
@@ -81,20 +81,20 @@ class Template:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        # Literal texts at even, letters at odd indexes.
-        self._pieces = [""]
+        self.pieces = [""]
+        """Texts at even, letters at odd indexes."""
         end = 0
         for match in _PART.finditer(text):
-            self._pieces[-1] += text[end : match.start()]
+            self.pieces[-1] += text[end : match.start()]
             end = match.end()
             if match[1] == "%":
-                self._pieces[-1] += "%"
+                self.pieces[-1] += "%"
             elif match[1] and match[1] in _LETTERS:
-                self._pieces += [match[1], ""]
+                self.pieces += [match[1], ""]
             else:
                 raise ValueError(f"{match[0]!r} in {text!r} is no part of a key; accepted are {_ACCEPTED}")
-        self._pieces[-1] += text[end:]
-        self.letters = frozenset(self._pieces[1::2])
+        self.pieces[-1] += text[end:]
+        self.letters = frozenset(self.pieces[1::2])
 
     def __repr__(self) -> str:
         return f"Template({self.text!r})"
@@ -111,7 +111,7 @@ class Template:
         return self._expand(lambda letter: (value if letter.islower() else key).part(letter.lower()))
 
     def _expand(self, part: Callable[[str], str]) -> str:
-        pieces = self._pieces.copy()
+        pieces = self.pieces.copy()
         pieces[1::2] = map(part, pieces[1::2])
         return "".join(pieces)
 

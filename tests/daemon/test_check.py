@@ -2,11 +2,48 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 
 import pytest
 
 from tests.daemon.installation import Installation
+from tests.integration.servers.postgresql import PASSWORD, Postgresql
+from tests.integration.servers.process import free_port
+
+POSTGRESQL = """\
+[maps.m]
+type = "postgresql"
+hosts = ["127.0.0.1:{port}"]
+user = "postfix"
+password = {password}
+dbname = "mail"
+query = "SELECT {column} FROM alias WHERE address = '%s'"
+"""
+
+
+def test_a_query_that_the_server_does_not_take_is_told_in_its_words(
+    installation: Installation, postgresql: Postgresql
+) -> None:
+    def check(column: str) -> subprocess.CompletedProcess[str]:
+        password = json.dumps(PASSWORD)
+        installation.configure(maps=POSTGRESQL.format(port=postgresql.port, password=password, column=column))
+        return installation.run("check")
+
+    assert check("goto").returncode == 0
+    result = check("missing")
+    assert result.returncode == os.EX_CONFIG
+    problem = 'maps.m.query: column "missing" does not exist'
+    assert result.stderr == f"prefork-socketmap: {installation.config}: {problem}\n"
+
+
+def test_a_query_that_no_server_can_be_asked_about_is_a_warning(installation: Installation) -> None:
+    installation.configure(maps=POSTGRESQL.format(port=free_port(), password='"x"', column="goto"))
+    result = installation.run("check")
+    assert result.returncode == 0
+    warning = f"prefork-socketmap: warning: {installation.config}: maps.m.query: cannot be checked: cannot connect:"
+    assert result.stderr.startswith(warning)
 
 
 def test_a_file_that_is_right_is_right(installation: Installation) -> None:

@@ -84,11 +84,45 @@ def test_a_query_that_needs_the_domain_is_not_run_without_one(make: Make) -> Non
     assert table.lookup("example.com") == Reply.not_found()
 
 
-def test_a_wrong_statement_is_a_temporary_failure_that_tells_the_client_nothing(
-    make: Make, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("query", "error"),
+    [
+        ("SELECT missing FROM t WHERE key = '%s'", "no such column: missing"),
+        ("SELECT value FROM missing WHERE key = '%s'", "no such table: missing"),
+        ("SELECT value FROM t WHERE key = '%s' AND", "incomplete input"),
+        ("SELECT value FROM t; SELECT value FROM t WHERE key = '%s'", "one statement at a time"),
+        # Legal in Postfix's own table, which pastes the key.
+        ("SELECT value FROM '%s'", 'near "[?]": syntax error'),
+    ],
+)
+def test_a_wrong_query_is_an_error_in_the_words_of_the_database(make: Make, query: str, error: str) -> None:
+    with pytest.raises(SettingError, match=rf"maps\.m\.query: .*{error}"):
+        make(query)
+
+
+def test_a_query_that_has_become_wrong_is_a_temporary_failure_that_tells_the_client_nothing(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert make("SELECT missing FROM t WHERE key = '%s'").lookup("key") == Reply.temp_fail("map m: the query failed")
-    assert "no such column: missing" in caplog.text
+    table = make()
+    write(tmp_path / "a?b#c%20.sqlite", "ALTER TABLE t RENAME TO other")
+    assert table.lookup("key") == Reply.temp_fail("map m: the query failed")
+    assert "no such table: t" in caplog.text
+    write(tmp_path / "a?b#c%20.sqlite", "ALTER TABLE other RENAME TO t")
+    assert table.lookup("secret") == Reply.ok("secret")
+
+
+def test_the_query_is_not_run_before_a_lookup(make: Make) -> None:
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT 1 FROM n) SELECT i FROM n WHERE i = '%s'"
+    make(endless)
+
+
+def test_a_locked_database_is_opened_and_waited_for_and_then_a_temporary_failure(make: Make, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "a?b#c%20.sqlite", isolation_level=None)) as writer:
+        writer.execute("BEGIN EXCLUSIVE")
+        table = make(timeout=0.01)
+        assert table.lookup("secret").status is Status.TEMP
+        writer.execute("ROLLBACK")
+    assert table.lookup("secret") == Reply.ok("secret")
 
 
 def test_the_database_cannot_be_written(make: Make) -> None:
@@ -114,15 +148,6 @@ def test_a_database_that_was_removed_still_answers(make: Make, tmp_path: Path) -
     table = make()
     (tmp_path / "a?b#c%20.sqlite").unlink()
     assert table.lookup("user@example.com") == Reply.ok("box")
-
-
-def test_a_locked_database_is_waited_for_and_then_a_temporary_failure(make: Make, tmp_path: Path) -> None:
-    table = make(timeout=0.01)
-    with closing(sqlite3.connect(tmp_path / "a?b#c%20.sqlite", isolation_level=None)) as writer:
-        writer.execute("BEGIN EXCLUSIVE")
-        assert table.lookup("secret").status is Status.TEMP
-        writer.execute("ROLLBACK")
-    assert table.lookup("secret") == Reply.ok("secret")
 
 
 def test_a_database_that_is_not_there_is_an_error_and_is_not_made(tmp_path: Path) -> None:
