@@ -141,7 +141,7 @@ class PostgresqlMap(sql.SqlServerMap[pq.abc.PGconn]):
         connection.send_describe_prepared(self._name)
         result = _result(connection, deadline)
         if _state(result) in _NOT_KEPT:
-            self._is_named = False
+            self._send_it_whole(result)
         elif result.status in _FAILED:
             raise _error(result)
         elif result.nparams != len(statement.parameters):
@@ -155,16 +155,17 @@ class PostgresqlMap(sql.SqlServerMap[pq.abc.PGconn]):
             connection.send_query_prepared(self._name, parameters)
             result = _result(connection, deadline)
             if _state(result) in _NOT_KEPT:
-                log.info(
-                    "map %s: the statement is not kept (%s), it is sent with each lookup", self.name, _text(result)
-                )
-                self._is_named = False
+                self._send_it_whole(result)
         if not self._is_named:
             connection.send_query_params(self._statement.text.encode(), parameters, self._types)
             result = _result(connection, deadline)
         if result.status in _FAILED:
             raise _error(result)
         return sql.values(_rows(result))
+
+    def _send_it_whole(self, result: pq.abc.PGresult) -> None:
+        log.info("map %s: from now on the query is sent with each lookup: %s", self.name, _text(result))
+        self._is_named = False
 
     def hang_up(self, connection: pq.abc.PGconn) -> None:
         """Say goodbye, if the server still listens, and close."""

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from prefork_socketmap.maps import mysql
 from prefork_socketmap.maps.base import Map
+from prefork_socketmap.maps.mysql import MysqlMap
 from prefork_socketmap.settings import SettingError
 from prefork_socketmap.socketmap.messages import Reply, Status
 from tests.integration.servers.mariadb import DATABASE, PASSWORD, Mariadb
@@ -102,6 +104,115 @@ def test_values_are_the_texts_that_postfix_would_get(make: Make) -> None:
 
 def test_a_catch_all_works(make: Make) -> None:
     assert make(search="address").lookup("anybody@example.org") == Reply.ok("catch-all")
+
+
+# A mailbox that needs no quotes. Where a key is pasted, with quotes around it, inside quotes, it is SQL.
+ANOTHER_TABLE = "/**/union/**/select/**/password/**/from/**/users#@example.com"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT goto FROM alias # the user's\n WHERE address = '%s'",
+        "SELECT goto FROM alias -- the user's\n WHERE address = '%s'",
+        "SELECT goto FROM alias /* the user's */ WHERE address = '%s'",
+        r"SELECT goto FROM alias WHERE goto <> '\'' AND address = '%s'",
+        "SELECT goto FROM alias WHERE goto <> \"'\" AND address = '%s'",
+        "SELECT goto AS `user's` FROM alias WHERE address = '%s'",
+        'SELECT goto FROM alias WHERE address = "%s"',
+    ],
+)
+def test_a_quote_in_a_query_gives_no_key_the_power_to_change_it(make: Make, mariadb: Mariadb, query: str) -> None:
+    mariadb.execute("CREATE OR REPLACE TABLE users (password varchar(255))", "INSERT INTO users VALUES ('hunter2')")
+    table = make(query)
+    assert table.lookup(ANOTHER_TABLE) == Reply.not_found()
+    assert table.lookup("secret") == Reply.ok("secret")
+    assert table.lookup("it's") == Reply.ok("quoted")
+
+
+@pytest.mark.parametrize("mode", ["ANSI_QUOTES", "NO_BACKSLASH_ESCAPES", "ANSI_QUOTES,NO_BACKSLASH_ESCAPES"])
+def test_a_query_is_read_as_the_server_s_modes_say(make: Make, mariadb: Mariadb, mode: str) -> None:
+    mariadb.execute(f"SET GLOBAL sql_mode = '{mode}'")
+    query = {
+        "ANSI_QUOTES": """SELECT goto AS "user's" FROM alias WHERE goto <> '\\'' AND address = '%s'""",
+        "NO_BACKSLASH_ESCAPES": r"""SELECT goto FROM alias WHERE goto <> '\' AND address = "%s" """,
+    }.get(mode, r"""SELECT goto AS "user's" FROM alias WHERE goto <> '\' AND address = '%s'""")
+    try:
+        table = make(query)
+        assert table.lookup(ANOTHER_TABLE) == Reply.not_found()
+        assert table.lookup("it's") == Reply.ok("quoted")
+    finally:
+        mariadb.execute("SET GLOBAL sql_mode = DEFAULT")
+
+
+@pytest.mark.usefixtures("procedure")
+@pytest.mark.parametrize("query", [QUERY, "CALL find('%s')", "SELECT goto FROM alias WHERE address IN ('%u', '%s')"])
+def test_a_server_that_takes_only_variables_gets_variables(
+    make: Make, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    # As MySQL is. MariaDB takes them, too.
+    monkeypatch.setattr(mysql, "_takes_values", lambda _cursor: False)
+    table = make(query)
+    assert [table.lookup(key) for key in ("secret", "it's", "many", "müller@example.com")] == [
+        Reply.ok("secret"),
+        Reply.ok("quoted"),
+        Reply.ok("a,b"),
+        Reply.ok("ü"),
+    ]
+    assert table.lookup(ANOTHER_TABLE) == Reply.not_found()
+
+
+def test_a_key_is_compared_in_the_collation_of_the_column(make: Make, mariadb: Mariadb) -> None:
+    mariadb.execute(
+        "CREATE OR REPLACE TABLE old (address varchar(255) CHARACTER SET latin1, "
+        "exact varchar(255) CHARACTER SET utf8mb3 COLLATE utf8mb3_bin)",
+        "INSERT INTO old VALUES ('müller', 'Müller')",
+    )
+    assert make("SELECT 'found' FROM old WHERE address = '%s'").lookup("MÜLLER") == Reply.ok("found")
+    assert make("SELECT 'found' FROM old WHERE exact = '%s'").lookup("MÜLLER") == Reply.not_found()
+    assert make("SELECT 'found' FROM old WHERE exact = '%s'", fold=False).lookup("Müller") == Reply.ok("found")
+    assert make("SELECT 'found' FROM old WHERE 'x%s' = 'XMÜLLER'").lookup("müller") == Reply.ok("found")
+
+
+def test_a_query_is_prepared_once_for_each_connection(make: Make, mariadb: Mariadb) -> None:
+    count = "SELECT variable_value FROM information_schema.session_status WHERE variable_name = '%s'"
+    table = make(count)
+    assert [table.lookup("com_prepare_sql"), table.lookup("com_prepare_sql")] == [Reply.ok("1")] * 2
+    mariadb.terminate_clients()
+    assert table.lookup("com_prepare_sql") == Reply.ok("1")
+    assert int(table.lookup("com_execute_sql").text) >= 2
+
+
+def test_a_prepared_query_that_is_not_there_any_more_is_prepared_again(make: Make) -> None:
+    table = make("SELECT goto FROM alias WHERE address = '%s'")
+    table.lookup("secret")
+    # As behind a proxy that has put another connection to the server in the place of the one that has it.
+    assert isinstance(table, MysqlMap)
+    with table.connect_now().cursor() as cursor:
+        cursor.execute(f"DEALLOCATE PREPARE {mysql._NAME}")
+    assert table.lookup("secret") == Reply.ok("secret")
+
+
+@pytest.mark.parametrize(
+    ("query", "error"),
+    [
+        ("SELECT missing FROM alias WHERE address = '%s'", "Unknown column 'missing'"),
+        ("SELECT goto FROM alias WHERE address = '%s' AND", "error in your SQL syntax"),
+        ("SELECT 1; SELECT goto FROM alias WHERE address = '%s'", "error in your SQL syntax"),
+        # Legal in Postfix's own table, which pastes the key.
+        ("SELECT goto FROM alias WHERE address = _latin1'%s'", "error in your SQL syntax"),
+        ("SELECT goto AS '%s' FROM alias", "error in your SQL syntax"),
+    ],
+)
+def test_a_wrong_query_is_told_when_it_is_asked_for(make: Make, query: str, error: str) -> None:
+    with pytest.raises(SettingError, match=rf"maps\.m\.query: .*{error}"):
+        make(query).verify()
+    with pytest.raises(SettingError, match=rf"maps\.m\.query: .*{error}"):
+        make(query, connect="start")
+
+
+def test_a_query_that_is_right_is_not_run_before_a_lookup(make: Make) -> None:
+    make("SELECT SLEEP(60) FROM DUAL WHERE '%s' <> ''", timeout=5).verify()
 
 
 def test_a_wrong_statement_is_a_temporary_failure_that_tells_the_client_nothing(

@@ -11,8 +11,9 @@ import pytest
 from prefork_socketmap.maps.base import Map
 from prefork_socketmap.settings import SettingError
 from prefork_socketmap.socketmap.messages import Reply, Status
+from tests.integration.servers.pgbouncer import Pgbouncer
 from tests.integration.servers.postgresql import DATABASE, PASSWORD, Postgresql
-from tests.integration.servers.process import Certificate
+from tests.integration.servers.process import Certificate, running
 from tests.maps.opening import OpenMap
 from tests.waiting import eventually
 
@@ -108,6 +109,130 @@ def test_the_result_format_and_the_domain_list_are_postfix_s(make: Make) -> None
 
 def test_the_expansion_limit_is_a_temporary_failure(make: Make) -> None:
     assert make(expansion_limit=1).lookup("many").status is Status.TEMP
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT goto FROM alias -- the user's\n WHERE address = '%s'",
+        "SELECT goto FROM alias /* the /* user's */ */ WHERE address = '%s'",
+        "SELECT goto FROM alias WHERE goto <> E'\\'' AND address = '%s'",
+        "SELECT goto FROM alias WHERE goto <> $$'$$ AND address = '%s'",
+        """SELECT goto AS "user's" FROM alias WHERE address = '%s'""",
+        "SELECT goto FROM alias WHERE address = text '%s'",
+        "SELECT goto FROM alias WHERE address = E'%s'",
+        "SELECT goto FROM alias WHERE address = $$%s$$",
+        "SELECT goto FROM alias WHERE json_build_object('k', address)::text = json_build_object('k','%s')::text",
+        "SELECT goto FROM alias WHERE to_jsonb(address) = to_jsonb('%s'::text)",
+        "SELECT goto FROM alias WHERE address = ANY (ARRAY['%u', '%s'])",
+        "SELECT goto FROM alias WHERE address IN (SELECT concat('%s', ''))",
+        "SELECT goto FROM alias WHERE format('%%s', '%s') = address",
+        "SELECT goto FROM alias WHERE ROW(address, '%s') = ROW(address, address)",
+    ],
+)
+def test_a_query_is_understood_as_the_server_does(make: Make, query: str) -> None:
+    table = make(query)
+    assert table.lookup("secret") == Reply.ok("secret")
+    assert table.lookup("it's") == Reply.ok("quoted")
+    assert table.lookup("' UNION SELECT 'secret' --") == Reply.not_found()
+
+
+def test_a_part_has_the_type_that_is_wanted_where_it_stands(make: Make, postgresql: Postgresql) -> None:
+    postgresql.execute(
+        "CREATE TABLE IF NOT EXISTS typed (id int, network cidr, day date, kind bool)",
+        "TRUNCATE typed",
+        "INSERT INTO typed VALUES (7, '192.0.2.0/24', '2026-01-02', true)",
+        "GRANT SELECT ON typed TO postfix",
+    )
+    for condition, key, wrong in [
+        ("id = '%s'", "7", "user"),
+        ("id = %s", "7", "user"),
+        ("network >> '%s'", "192.0.2.7", "user"),
+        ("network >> inet '%s'", "192.0.2.7", "user"),
+        ("day = '%s'", "2026-01-02", "user"),
+        ("kind = '%s'", "t", "user"),
+    ]:
+        table = make(f"SELECT 'found' FROM typed WHERE {condition}")
+        assert table.lookup(key) == Reply.ok("found"), condition
+        # As in Postfix's own table, where it is an error, too.
+        assert table.lookup(wrong) == TEMP, condition
+
+
+def test_a_query_is_read_as_standard_conforming_strings_says(make: Make, postgresql: Postgresql) -> None:
+    query = r"SELECT goto FROM alias WHERE goto <> '\'' AND address = '%s'"
+    postgresql.execute("ALTER ROLE postfix SET standard_conforming_strings = off")
+    try:
+        table = make(query)
+        assert table.lookup("it's") == Reply.ok("quoted")
+        assert table.lookup("' UNION SELECT 'secret' --") == Reply.not_found()
+    finally:
+        postgresql.execute("ALTER ROLE postfix RESET standard_conforming_strings")
+    assert make(query).lookup("it's") == TEMP
+
+
+def test_a_query_is_prepared_once_for_each_connection(make: Make, postgresql: Postgresql) -> None:
+    table = make("SELECT count(*), sum(generic_plans + custom_plans) FROM pg_prepared_statements WHERE '%s' <> ''")
+    assert [table.lookup("x"), table.lookup("x"), table.lookup("x")] == [
+        Reply.ok("1,1"),
+        Reply.ok("1,2"),
+        Reply.ok("1,3"),
+    ]
+    postgresql.terminate_clients()
+    assert table.lookup("x") == Reply.ok("1,1")
+
+
+def test_a_table_that_is_altered_is_asked_on_the_same_connection(
+    make: Make, postgresql: Postgresql, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    postgresql.execute(
+        "DROP TABLE IF EXISTS altered", "CREATE TABLE altered (a text)", "GRANT SELECT ON altered TO postfix"
+    )
+    postgresql.execute("INSERT INTO altered VALUES ('x')")
+    table = make("SELECT * FROM altered WHERE a = '%s'")
+    assert table.lookup("x") == Reply.ok("x")
+    postgresql.execute("ALTER TABLE altered ADD b text DEFAULT 'y'")
+    assert [table.lookup("x"), table.lookup("x")] == [Reply.ok("x,y")] * 2
+    assert caplog.text.count("connected to") == 1
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_behind_a_pooler_every_client_gets_its_own_answers(
+    make: Make, postgresql: Postgresql, caplog: pytest.LogCaptureFixture, forgets: bool
+) -> None:
+    caplog.set_level(logging.INFO)
+    with running(Pgbouncer(postgresql, forgets=forgets)) as pooler:
+        hosts = [f"127.0.0.1:{pooler.port}"]
+        query = "SELECT goto FROM alias WHERE json_build_array('%s')->>0 = address"
+        tables = [make(query, hosts=hosts), make(query, hosts=hosts), make("SELECT 'other %s'", hosts=hosts)]
+        for _ in range(3):
+            assert [table.lookup("secret").text for table in tables] == ["secret", "secret", "other secret"]
+        assert ("sent with each lookup: prepared statement" in caplog.text) is forgets
+        with pytest.raises(SettingError, match=r'maps\.m\.query: column "missing" does not exist'):
+            make("SELECT missing FROM alias WHERE address = '%s'", hosts=hosts).verify()
+
+
+@pytest.mark.parametrize(
+    ("query", "error"),
+    [
+        ("SELECT missing FROM alias WHERE address = '%s'", 'column "missing" does not exist'),
+        ("SELECT goto FROM alias WHERE address = '%s' AND", "syntax error at end of input"),
+        ("SELECT 1; SELECT goto FROM alias WHERE address = '%s'", "cannot insert multiple commands"),
+        # Legal in Postfix's own table, which pastes the key.
+        ("SELECT interval '%s' day", "syntax error"),
+        ("SELECT N'%s'", "syntax error"),
+        ("SELECT double precision '%s'", "syntax error"),
+    ],
+)
+def test_a_wrong_query_is_told_when_it_is_asked_for(make: Make, query: str, error: str) -> None:
+    with pytest.raises(SettingError, match=rf"maps\.m\.query: .*{error}"):
+        make(query).verify()
+    with pytest.raises(SettingError, match=rf"maps\.m\.query: .*{error}"):
+        make(query, connect="start")
+
+
+def test_a_query_that_is_right_is_not_run_before_a_lookup(make: Make) -> None:
+    make("SELECT pg_sleep(60) WHERE '%s' <> ''").verify()
 
 
 def test_a_wrong_statement_is_a_temporary_failure_that_tells_the_client_nothing(
