@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from prefork_socketmap.daemon import configfile
 from prefork_socketmap.daemon.configfile import Settings
 from prefork_socketmap.prefork.takeover import TakeoverError, refuse_another_layout
+from prefork_socketmap.settings import SettingError
 
 if TYPE_CHECKING:
     from prefork_socketmap.maps.base import Map
@@ -61,11 +62,12 @@ def _verify(path: Path, maps: Iterable[Map]) -> None:
     for each in maps:
         try:
             if time.monotonic() >= deadline:
-                raise UncheckedError(f"maps.{each.name}: is not checked: other maps have taken too long")
-            with configfile.errors_in(path):
-                each.verify()
+                raise UncheckedError(f"maps.{each.name}", "cannot be checked: other maps have taken too long")
+            each.verify()
         except UncheckedError as doubt:
-            print(f"prefork-socketmap: warning: {path}: {doubt}", file=sys.stderr, flush=True)
+            print(f"prefork-socketmap: warning: {configfile.in_file(path, doubt)}", file=sys.stderr, flush=True)
+        except SettingError as error:
+            raise configfile.in_file(path, error) from error
 
 
 def _complain(problem: str) -> int:

@@ -41,8 +41,8 @@ class LookupFailedError(Exception):
         self.reply = reply
 
 
-class UncheckedError(Exception):
-    """``verify`` cannot tell; the text names the key and says why."""
+class UncheckedError(settings.SettingError):
+    """``verify`` cannot tell whether the setting is right; the text says why."""
 
 
 def values_in(reply: Reply) -> Sequence[str] | None:

@@ -128,7 +128,8 @@ class PostgresqlMap(sql.SqlServerMap[pq.abc.PGconn]):
         connection.send_prepare(self._name, statement.text.encode(), self._types)
         result = _result(connection, deadline)
         state = _state(result)
-        if state == _INDETERMINATE and (place := _parameter_in(result)) is not None and not self._types[place]:
+        place = _parameter_in(result) if state == _INDETERMINATE else None
+        if place is not None and self._types[place : place + 1] == [_UNKNOWN]:
             # As in json_build_object('k', '%s'). There a literal of no known type is text.
             self._types[place] = _TEXT
             return False
@@ -267,7 +268,7 @@ def _text(result: pq.abc.PGresult) -> str:
 
 def _parameter_in(result: pq.abc.PGresult) -> int | None:
     """Return the place of the parameter that an error speaks of, in whatever language."""
-    match = re.search(r"\$(\d+)", _text(result))
+    match = re.search(r"\$([1-9]\d*)", _text(result))
     return int(match[1]) - 1 if match else None
 
 

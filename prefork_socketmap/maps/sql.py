@@ -94,6 +94,7 @@ class SqlServerMap(NetworkMap[C]):
         except self.errors as error:
             if self.trouble(connection, error) is Trouble.REFUSED:
                 raise settings.SettingError(f"maps.{self.name}.query", str(error)) from error
+            self.release()
             raise UnreachableError(str(error)) from error
         self._prepared = connection
 
@@ -102,7 +103,7 @@ class SqlServerMap(NetworkMap[C]):
         try:
             self.examine(self.connect_now())
         except UnreachableError as error:
-            raise UncheckedError(f"maps.{self.name}.query: cannot be checked: {error}") from error
+            raise UncheckedError(f"maps.{self.name}.query", f"cannot be checked: {error}") from error
 
 
 def values(rows: Iterable[Sequence[object]]) -> list[str]:

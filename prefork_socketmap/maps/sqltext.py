@@ -24,6 +24,8 @@ from prefork_socketmap.maps.template import Address, Template
 
 # An expansion while a text is taken apart: this and its letter. No statement can have the character.
 _MARK = "\0"
+# Next to these, a placeholder needs no space.
+_SEPARATORS = frozenset(" \t\n\r\f(),;=<>")
 
 
 class Kind(enum.Enum):
@@ -38,6 +40,7 @@ class Kind(enum.Enum):
     """One that stands by itself."""
     PARAMETER = "a parameter of its own"
     CONDITIONAL = "a conditional comment with quotes, a comment or a part of the key in it"
+    ROWS = "a list of rows, in which MariaDB does not find what is bound,"
     OPEN = "a literal, a quoted name or a comment without an end"
     OTHER = "other"
 
@@ -114,22 +117,31 @@ class _Writer:
         self._places = (-1, -1)
         self._kind = Kind.OTHER
         self._is_bound = False
+        self._ends_with_placeholder = False
 
     def add(self, form: Form, lexeme: str) -> None:
         kind = form.kind
-        if kind in (Kind.PARAMETER, Kind.CONDITIONAL, Kind.OPEN):
+        if kind in (Kind.PARAMETER, Kind.CONDITIONAL, Kind.ROWS, Kind.OPEN):
             raise ValueError(f"{_shown(lexeme)}: {kind.value} cannot be in a query")
         if kind in (Kind.SPACE, Kind.COMMENT):
-            self.texts.append(" " if _MARK in lexeme else lexeme)
+            self._write(" " if _MARK in lexeme else lexeme)
             return
         is_bound = _MARK in lexeme
         self._refuse_neighbours(kind, lexeme, is_bound)
         if is_bound:
-            self.texts.append(self._parameter(_value(form, lexeme)))
+            self._write(self._parameter(_value(form, lexeme)), is_placeholder=True)
         else:
-            self.texts.append(lexeme)
+            self._write(lexeme)
         self._kind, self._is_bound = kind, is_bound
         self._places = (self._places[1], len(self.texts) - 1)
+
+    def _write(self, text: str, is_placeholder: bool = False) -> None:
+        last = self.texts[-1] if self.texts else " "
+        # "LIKE'%s'" is right, and LIKE$1 another word.
+        if (is_placeholder or self._ends_with_placeholder) and not {last[-1], text[0]} & _SEPARATORS:
+            self.texts.append(" ")
+        self.texts.append(text)
+        self._ends_with_placeholder = is_placeholder
 
     def _refuse_neighbours(self, kind: Kind, lexeme: str, is_bound: bool) -> None:
         values = (Kind.LITERAL, Kind.EXPANSION)
@@ -141,14 +153,13 @@ class _Writer:
     def _parameter(self, value: Template) -> str:
         self.parameters.append(value)
         number = str(len(self.parameters)) if self._dialect.placeholder == "$" else ""
-        # Spaces, since "LIKE'%s'" is right.
-        placeholder = f" {self._dialect.placeholder}{number} "
+        placeholder = self._dialect.placeholder + number
         before, last = self._places
         word = self.texts[last] if self._kind is Kind.WORD else ""
         if not re.fullmatch(self._dialect.types, word, re.IGNORECASE) or (before >= 0 and self.texts[before] == "."):
             return placeholder
         self.texts[last] = "CAST("
-        return f"{placeholder}AS {word})"
+        return f"{placeholder} AS {word})"
 
 
 def _value(form: Form, lexeme: str) -> Template:
@@ -307,6 +318,7 @@ def _mysql(ansi_quotes: bool, backslashes: bool) -> Dialect:
             double,
             _BACKTICKS,
             Form(Kind.PARAMETER, r"\?"),
+            Form(Kind.ROWS, r"(?<!\.)(?i:values)(?![\w$]|[^\x00-\x7f])"),
             Form(Kind.OPEN, r"['\"`]|/\*"),
             _EXPANSION,
             _WORD,

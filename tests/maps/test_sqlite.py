@@ -62,6 +62,25 @@ def test_the_query_answers(make: Make, query: str, key: str, reply: Reply) -> No
 
 
 @pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT value FROM t -- the user's\n WHERE key = '%s'",
+        "SELECT value FROM t /* the user's */ WHERE key = '%s'",
+        """SELECT value AS "user's" FROM t WHERE key = '%s'""",
+        "SELECT value AS `user's` FROM t WHERE key = '%s'",
+        "SELECT value AS [user's] FROM t WHERE key = '%s'",
+        "SELECT value FROM t WHERE value <> '\\' AND key = '%s'",
+        "SELECT value FROM t WHERE key || ' it''s' = '%s it''s'",
+    ],
+)
+def test_a_query_is_understood_as_the_database_does(make: Make, query: str) -> None:
+    table = make(query)
+    assert table.lookup("secret") == Reply.ok("secret")
+    assert table.lookup("it's") == Reply.ok("quoted")
+    assert table.lookup("' UNION SELECT 'secret' --") == Reply.not_found()
+
+
+@pytest.mark.parametrize(
     "key",
     ["x' OR '1'='1", "x'; DROP TABLE t; --", "x\\' OR 1=1 --", "' UNION SELECT 'secret' --", "%' OR key LIKE '%"],
 )
