@@ -79,6 +79,7 @@ class MysqlMap(TlsSettings, sql.SqlServerMap["pymysql.Connection[Any]"]):
             "database": self.dbname or None,
             "charset": "utf8mb4",
             "autocommit": True,
+            # For the two that stand in "execute", which have of a key nothing but digits.
             "client_flag": CLIENT.MULTI_STATEMENTS,
             "ssl": self._tls,
             # Unasked, PyMySQL speaks TLS if the server can, but nobody listens on a Unix socket.
@@ -124,6 +125,13 @@ class MysqlMap(TlsSettings, sql.SqlServerMap["pymysql.Connection[Any]"]):
             if cursor.description is None and self.require_result_set:
                 raise LookupFailedError(Reply.temp_fail(f"map {self.name}: the query has no result set"))
             return sql.values(cursor.fetchall())
+
+    def words(self, error: Exception) -> str:
+        """Return what the server said, with the number of the error behind it."""
+        match error.args:
+            case (int(number), str(text)):
+                return f"{text} ({number})"
+        return super().words(error)
 
     def hang_up(self, connection: pymysql.Connection[Any]) -> None:
         """Say goodbye, if the connection is still there, and close."""

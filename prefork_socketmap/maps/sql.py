@@ -78,6 +78,10 @@ class SqlServerMap(NetworkMap[C]):
     def execute(self, connection: C, values: Sequence[str]) -> Sequence[str] | None:
         """Return what the prepared query finds; *values* are bound to it. Raises as ``ask`` does."""
 
+    def words(self, error: Exception) -> str:
+        """Return what the server said."""
+        return str(error)
+
     def ask(self, connection: C, key: str) -> Sequence[str] | None:
         """Run the query for *key*; it is prepared first if *connection* is new."""
         if self._prepared is not connection:
@@ -93,7 +97,7 @@ class SqlServerMap(NetworkMap[C]):
             self._statement = self.prepare_query(connection)
         except self.errors as error:
             if self.trouble(connection, error) is Trouble.REFUSED:
-                raise settings.SettingError(f"maps.{self.name}.query", str(error)) from error
+                raise settings.SettingError(f"maps.{self.name}.query", self.words(error)) from error
             self.release()
             raise UnreachableError(str(error)) from error
         self._prepared = connection

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from prefork_socketmap import settings
 from prefork_socketmap.maps import sql
-from prefork_socketmap.maps.base import LookupFailedError, Map, log
+from prefork_socketmap.maps.base import LookupFailedError, Map, UncheckedError, log
 from prefork_socketmap.maps.setting import setting
 from prefork_socketmap.maps.sqltext import SQLITE
 from prefork_socketmap.socketmap.messages import Reply, to_text
@@ -42,14 +42,23 @@ class SqliteMap(Map):
         except (OSError, sqlite3.Error) as error:
             raise settings.SettingError(f"maps.{self.name}.dbpath", f"cannot open {self._path}: {error}") from error
         try:
-            # Prepares the query, with all that is bound to it, and does not run it.
-            self._connection.execute(
-                f"EXPLAIN {self._statement.text}", [None] * len(self._statement.parameters)
-            ).close()
+            self.verify()
+        except UncheckedError as doubt:
+            log.info("map %s: %s", self.name, doubt.problem)
+        except settings.SettingError:
+            self.release()
+            raise
+
+    def verify(self) -> None:
+        """Prepare the query, with all that is bound to it, and do not run it."""
+        nothing = [None] * len(self._statement.parameters)
+        try:
+            self._connection.execute(f"EXPLAIN {self._statement.text}", nothing).close()
         except sqlite3.Error as error:
-            if not _is_locked(error):
-                self.release()
-                raise settings.SettingError(f"maps.{self.name}.query", str(error)) from error
+            key = f"maps.{self.name}.query"
+            if _is_locked(error):
+                raise UncheckedError(key, f"cannot be checked: {error}") from error
+            raise settings.SettingError(key, str(error)) from error
 
     def release(self) -> None:
         """Close the database."""

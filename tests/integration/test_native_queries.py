@@ -245,12 +245,20 @@ def postgresql_database(postgresql: Postgresql) -> Iterator[Database]:
     with psycopg.connect(
         host=str(postgresql.directory), port=postgresql.port, user="postgres", dbname="mail", autocommit=True
     ) as connection:
+
+        def run(statement: str) -> list[str]:
+            # Below psycopg's own types: the texts that the server sends.
+            result = connection.pgconn.exec_(statement.encode())
+            assert result.status == psycopg.pq.ExecStatus.TUPLES_OK, result.error_message
+            rows, columns = range(result.ntuples), range(result.nfields)
+            return sql.values([[result.get_value(row, column) for column in columns] for row in rows])
+
         yield Database(
             "pgsql",
             "postgresql",
             {**login, "hosts": f"127.0.0.1:{postgresql.port}"},
             login,
-            lambda statement: sql.values(connection.execute(statement.encode()).fetchall()),
+            run,
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from prefork_socketmap.maps.base import UncheckedError
 from prefork_socketmap.maps.sqlite import SqliteMap
 from prefork_socketmap.settings import SettingError
 from prefork_socketmap.socketmap.messages import Reply, Status
@@ -139,6 +140,8 @@ def test_a_locked_database_is_opened_and_waited_for_and_then_a_temporary_failure
     with closing(sqlite3.connect(tmp_path / "a?b#c%20.sqlite", isolation_level=None)) as writer:
         writer.execute("BEGIN EXCLUSIVE")
         table = make(timeout=0.01)
+        with pytest.raises(UncheckedError, match=r"maps\.m\.query: cannot be checked: database is locked"):
+            table.verify()
         assert table.lookup("secret").status is Status.TEMP
         writer.execute("ROLLBACK")
     assert table.lookup("secret") == Reply.ok("secret")
