@@ -58,7 +58,8 @@ def keys(text: str) -> dict[str, object]:
 
 
 def _default(rest: str) -> object:
-    text = re.sub(r"\bQq ([^]\s]+)", r'"\1"', rest.removeprefix("Pq "))
+    text = re.sub(r"\bQ[qo] (\S+)(?: Qc)?", r'"\1"', rest.removeprefix("Pq "))
+    text = re.sub(r"^Bq (.*)", r"[\1]", text)
     if text in WORDS:
         return WORDS[text]
     try:
