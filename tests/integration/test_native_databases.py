@@ -1,4 +1,4 @@
-"""PostgreSQL, MySQL and LDAP, asked by Postfix itself and by the maps of this server: the answers are equal.
+"""PostgreSQL, MySQL, LDAP and memcached, asked by Postfix itself and by the maps here: the answers are equal.
 
 The keys are those of ``test_native_tables``, which compares SQLite and text files, and partial keys.
 """
@@ -19,6 +19,7 @@ from tests.integration.servers import mariadb as mariadb_server
 from tests.integration.servers import postgresql as postgresql_server
 from tests.integration.servers import slapd as slapd_server
 from tests.integration.servers.mariadb import Mariadb
+from tests.integration.servers.memcached import Memcached
 from tests.integration.servers.postgresql import Postgresql
 from tests.integration.servers.process import program, unavailable
 from tests.integration.servers.slapd import READER, SUFFIX, Slapd
@@ -58,6 +59,14 @@ LDAP_TABLES: dict[str, dict[str, object]] = {
         "special_result_attribute": ["member"],
         "leaf_result_attribute": ["ou"],
     },
+}
+
+MEMCACHE_TABLES: dict[str, dict[str, object]] = {
+    "plain": {},
+    "prefix": {"key_format": "aliases:%s"},
+    "parts": {"key_format": "%u@%d"},
+    "labels": {"key_format": "%2.%1"},
+    "domain": {"domain": ["example.com", "other.test"]},
 }
 
 
@@ -142,3 +151,15 @@ def test_ldap_answers_as_postfix_does(
     expected = native(unstarted_postfix, f"ldap:{tmp_path}/cf")
     assert expected, "a table that finds nothing compares nothing"
     assert ours(open_map("ldap", hosts=[url], **login, **LDAP_TABLES[name])) == expected
+
+
+@pytest.mark.parametrize("name", MEMCACHE_TABLES)
+def test_memcache_answers_as_postfix_does(
+    unstarted_postfix: Postfix, open_map: OpenMap, memcached: Memcached, tmp_path: Path, name: str
+) -> None:
+    rows = {key: str(value) for key, value in ROWS if value and " " not in key}
+    memcached.set(rows | {f"aliases:{key}": value for key, value in rows.items()})
+    write(tmp_path / "cf", {"memcache": f"inet:127.0.0.1:{memcached.port}", **MEMCACHE_TABLES[name]})
+    expected = native(unstarted_postfix, f"memcache:{tmp_path}/cf")
+    assert expected, "a table that finds nothing compares nothing"
+    assert ours(open_map("memcache", hosts=[f"127.0.0.1:{memcached.port}"], **MEMCACHE_TABLES[name])) == expected

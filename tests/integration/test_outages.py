@@ -19,7 +19,7 @@ from prefork_socketmap.maps import network
 from prefork_socketmap.maps.base import Map
 from prefork_socketmap.settings import SettingError
 from prefork_socketmap.socketmap.messages import Reply, Status
-from tests.integration.servers import mariadb, postgresql, redis, slapd
+from tests.integration.servers import mariadb, memcached, postgresql, redis, slapd
 from tests.integration.servers.process import Server, free_port
 from tests.maps.opening import OpenMap
 from tests.waiting import eventually
@@ -92,6 +92,11 @@ def _http(server: Any, tls: bool) -> tuple[int, dict[str, Any]]:
     return server.port, {"url": "http://host/alias/%s"}
 
 
+def _memcache(server: memcached.Memcached, tls: bool) -> tuple[int, dict[str, Any]]:
+    server.set({KEY: FOUND.text})
+    return server.port, {}
+
+
 _KINDS: dict[str, tuple[str, str, Callable[..., tuple[int, dict[str, Any]]], bool]] = {
     "postgresql": ("postgresql", "postgresql", _postgresql, False),
     "postgresql, TLS": ("postgresql", "postgresql", _postgresql, True),
@@ -104,6 +109,7 @@ _KINDS: dict[str, tuple[str, str, Callable[..., tuple[int, dict[str, Any]]], boo
     "ldap, StartTLS": ("ldap", "slapd", _ldap_start_tls, True),
     "http": ("http", "httpd", _http, False),
     "https": ("http", "httpd", _http, True),
+    "memcache": ("memcache", "memcached", _memcache, False),
 }
 
 
