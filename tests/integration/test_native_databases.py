@@ -52,6 +52,21 @@ LDAP_TABLES: dict[str, dict[str, object]] = {
         "result_attribute": ["ou", "cn"],
     },
     "attributes": {**SEARCH, "query_filter": "(description=%s)", "result_attribute": ["description", "ou"]},
+    "order": {**SEARCH, "query_filter": "(description=%s)", "result_attribute": ["ou", "description", "cn"]},
+    "subtype": {**SEARCH, "query_filter": "(description=%s)", "result_attribute": ["title", "ou"]},
+    "mixed": {
+        "search_base": SUFFIX,
+        "query_filter": "(description=all)",
+        "result_attribute": ["ou", "o", "description"],
+        "special_result_attribute": ["member"],
+        "leaf_result_attribute": ["ou"],
+    },
+    "terminal": {
+        "search_base": SUFFIX,
+        "query_filter": "(description=%s)",
+        "result_attribute": ["ou"],
+        "terminal_result_attribute": ["title"],
+    },
     "group": {
         "search_base": SUFFIX,
         "query_filter": "(&(objectClass=groupOfNames)(description=*)(!(cn=%s)))",
@@ -139,11 +154,19 @@ def test_ldap_answers_as_postfix_does(
 ) -> None:
     for number, (key, value) in enumerate(ROWS):
         values = {"ou": str(value)} if value else {}
-        slapd.add(f"cn={number}", objectClass="inetOrgPerson", sn="x", description=key, **values)
+        # All entries of a key: where only some have a terminal attribute, Postfix forgets the others' results.
+        titled = {"title;lang-de": f"Titel {number}", "title": f"title {number}"} if number // 3 % 2 else {}
+        person = {"sn": "x", **titled, "description": key, **values}
+        slapd.add(f"cn={number}", objectClass="inetOrgPerson", **person)
     slapd.add("cn=user", objectClass="inetOrgPerson", sn="x", ou="by its name")
     people = [f"cn={number},{SUFFIX}" for number in range(4)]
     slapd.add(
-        "cn=all", objectClass=["groupOfNames", "extensibleObject"], description="all", member=people, ou="not me"
+        "cn=all",
+        objectClass=["groupOfNames", "extensibleObject"],
+        o="first",
+        description="all",
+        member=people,
+        ou="not me",
     )
     login = {"bind_dn": READER, "bind_pw": slapd_server.PASSWORD}
     url = f"ldap://127.0.0.1:{slapd.port}"
@@ -151,6 +174,30 @@ def test_ldap_answers_as_postfix_does(
     expected = native(unstarted_postfix, f"ldap:{tmp_path}/cf")
     assert expected, "a table that finds nothing compares nothing"
     assert ours(open_map("ldap", hosts=[url], **login, **LDAP_TABLES[name])) == expected
+
+
+SASL: dict[str, dict[str, object]] = {
+    "EXTERNAL": {},
+    "SCRAM-SHA-256": {"bind_dn": "postfix", "bind_pw": slapd_server.PASSWORD},
+    "DIGEST-MD5": {
+        "bind_dn": "postfix",
+        "bind_pw": slapd_server.PASSWORD,
+        "sasl_realm": "example",
+        "sasl_minssf": 56,
+    },
+}
+
+
+@pytest.mark.parametrize("mechanism", SASL)
+def test_ldap_logs_in_by_sasl_as_postfix_does(
+    unstarted_postfix: Postfix, open_map: OpenMap, slapd: Slapd, tmp_path: Path, mechanism: str
+) -> None:
+    slapd.add("cn=user", objectClass="inetOrgPerson", sn="x", description="user", ou="found")
+    url = slapd.socket_url if mechanism == "EXTERNAL" else f"ldap://127.0.0.1:{slapd.port}"
+    table = {**LDAP_TABLES["plain"], "bind": "sasl", "sasl_mechs": [mechanism], **SASL[mechanism]}
+    write(tmp_path / "cf", {"server_host": url, "version": 3, **table})
+    assert native(unstarted_postfix, f"ldap:{tmp_path}/cf", ["user", "other"]) == ["user\tfound"]
+    assert ours(open_map("ldap", hosts=[url], **table), ["user", "other"]) == ["user\tfound"]
 
 
 @pytest.mark.parametrize("name", MEMCACHE_TABLES)

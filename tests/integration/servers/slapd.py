@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -22,6 +23,9 @@ include /etc/ldap/schema/inetorgperson.schema
 modulepath /usr/lib/ldap
 moduleload back_mdb
 pidfile {directory}/pid
+# Who logs in by SASL, with the password that is in the entry or over the Unix socket, is the reader.
+authz-regexp "uid=([^,]*),(cn=[^,]*,)?cn=[^,]*,cn=auth" "uid=$1,{suffix}"
+authz-regexp "gidNumber=[0-9]*\\+uidNumber=[0-9]*,cn=peercred,cn=external,cn=auth" "uid=postfix,{suffix}"
 TLSCertificateFile {certificate}
 TLSCertificateKeyFile {key}
 TLSCACertificateFile {certificate}
@@ -37,7 +41,7 @@ access to * by users read by anonymous auth
 
 
 class Slapd(Server):
-    """slapd with StartTLS, and ldaps on ``tls_port``. Who has logged in may read."""
+    """slapd with StartTLS, ldaps on ``tls_port``, and a Unix socket. Who has logged in may read."""
 
     user = "openldap"
 
@@ -46,6 +50,7 @@ class Slapd(Server):
         self._ldap = library("ldap", "ldap")
         self.tls = Certificate(self.directory, self.user)
         self.tls_port = free_port()
+        self.socket_url = f"ldapi://{quote(str(self.directory / 'socket'), safe='')}"
         data = self.directory / "data"
         data.mkdir()
         self.give_away(data)
@@ -62,7 +67,7 @@ class Slapd(Server):
         )
 
     def command(self) -> list[str]:
-        urls = f"ldap://127.0.0.1:{self.port} ldaps://127.0.0.1:{self.tls_port}"
+        urls = f"ldap://127.0.0.1:{self.port} ldaps://127.0.0.1:{self.tls_port} {self.socket_url}"
         return [program("slapd", "slapd"), "-d", "0", "-f", str(self._configuration), "-h", urls]
 
     def is_ready(self) -> bool:
