@@ -323,7 +323,10 @@ class LdapMap(NetworkMap[SimpleLDAPObject]):
             connection.set_option(ldap.OPT_X_TLS_CIPHER_SUITE, self.tls_cipher_suite)
         required = ldap.OPT_X_TLS_DEMAND if self.tls_require_cert else ldap.OPT_X_TLS_NEVER
         connection.set_option(ldap.OPT_X_TLS_REQUIRE_CERT, required)
-        connection.set_option(ldap.OPT_X_TLS_NEWCTX, 0)  # takes the options above over
+        try:
+            connection.set_option(ldap.OPT_X_TLS_NEWCTX, 0)  # takes the options above over
+        except ValueError as error:
+            raise ConnectionError("the TLS library does not accept the settings tls_...") from error
 
 
 def _url(host: str) -> str:
