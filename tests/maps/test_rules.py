@@ -5,6 +5,8 @@ What they answer is compared with Postfix in ``tests/integration/test_native_fil
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -122,3 +124,19 @@ def test_many_networks_are_a_table(open_map: OpenMap, tmp_path: Path) -> None:
     assert lookup(open_map, tmp_path, "cidr", table, "10.199.249.8") == Reply.ok("199 249")
     assert lookup(open_map, tmp_path, "cidr", table, "10.255.0.1") == Reply.ok("rest")
     assert lookup(open_map, tmp_path, "cidr", table, "11.0.0.1") == Reply.not_found()
+
+
+def test_patterns_match_where_no_memory_is_both_writable_and_executable() -> None:
+    """The systemd unit has MemoryDenyWriteExecute=yes; prctl(2), PR_SET_MDWE, denies the same."""
+    script = (
+        "import ctypes, mmap\n"
+        "if ctypes.CDLL(None).prctl(65, 1, 0, 0, 0): raise SystemExit('not known to this kernel')\n"
+        "from prefork_socketmap.maps.pcre import PcrePattern\n"
+        "from prefork_socketmap.maps.regexp import PosixRegex\n"
+        "try: mmap.mmap(-1, 4096, prot=mmap.PROT_WRITE | mmap.PROT_EXEC)\n"
+        "except PermissionError: print(*PcrePattern(b'(a)', 0).match(b'a'), *PosixRegex(b'(b)', 1).match(b'b'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    if "not known" in done.stderr:
+        pytest.skip("the kernel is older than 6.3")
+    assert done.stdout == "b'a' b'b'\n", done.stderr
