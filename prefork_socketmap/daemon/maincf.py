@@ -5,6 +5,7 @@ Postfix tries partial keys, and adds extensions to results, for its own tables a
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -34,6 +35,7 @@ _NO_SOCKETMAP = {
     "virtual_uid_maps": "virtual(8) takes no answer from a socketmap",
     "virtual_gid_maps": "virtual(8) takes no answer from a socketmap",
 }
+_OTHER_SEARCH = re.compile(r"(smtp|lmtp)_tls_policy_maps")
 _NO_COUNTERPART = frozenset(("environ", "fail", "internal", "mongodb", "nis", "nisplus", "sdbm", "tcp"))
 # Unlike other types, those have no partial keys.
 _EXACT = frozenset(("cidr", "regexp", "pcre", "randmap"))
@@ -71,15 +73,26 @@ class MainCf:
     def maps(self) -> Iterator[Found]:
         """Iterate over the maps for all tables; a table that is used twice alike is one map."""
         done: set[tuple[str, str]] = set()
+        aliases = self._aliases()
         for parameter, value in self._parameters.items():
             if _NEVER.fullmatch(parameter) or self._only_names_others_tables(parameter):
                 continue
             for use, text in self._uses(parameter, value):
                 if parameter in _NO_SOCKETMAP:
                     self.problems.append(Problem(parameter, f"{text}: {_NO_SOCKETMAP[parameter]}"))
+                elif text in aliases:
+                    self.problems.append(Problem(parameter, f"{text}: the format of aliases(5) is not read here"))
                 elif (text, repr(use.additions)) not in done:
                     done.add((text, repr(use.additions)))
                     yield from self._maps(use, text)
+
+    def _aliases(self) -> set[str]:
+        """Return the tables in the format of aliases(5)."""
+        found = set()
+        for parameter in ("alias_maps", "alias_database"):
+            with contextlib.suppress(ValueError):
+                found |= set(postfixfile.words(postfixfile.expand(f"${parameter}", self._parameters)))
+        return found
 
     def _only_names_others_tables(self, parameter: str) -> bool:
         if _POSTFIX.fullmatch(parameter):
@@ -105,6 +118,8 @@ class MainCf:
     def _additions(self, parameter: str, before: str, kind: str) -> Mapping[str, object]:
         """Return what Postfix does around a table; *before* is the word in front of it."""
         search = _search(parameter, before)
+        if _OTHER_SEARCH.fullmatch(parameter):
+            self.problems.append(Problem(parameter, "parent domains, .example.com, are not tried here"))
         if search is None or kind in _EXACT:
             return {}
         found: Table = {"search": search}

@@ -5,10 +5,9 @@ Without connections: ``http`` gets the answers. RFC 9110 is HTTP, RFC 6585 the s
 
 from __future__ import annotations
 
-import email.message
 import email.utils
-import functools
 import json
+import re
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,7 +20,11 @@ NOT_FOUND = "NOTFOUND"
 as the body or in the header ``HEADER``."""
 HEADER = "Socketmap-Status"
 
-_UTF8 = ("utf-8", "us-ascii", "ascii")
+_CHARSET = re.compile(r';\s*charset\s*=\s*"?([^";\s]+)', re.IGNORECASE)
+_NUMBER = re.compile(r"[0-9]{1,9}")
+_UTF8 = ("utf-8", "utf8", "us-ascii", "ascii")
+# One byte a character; what else Python can decode has pitfalls, and nobody sends it.
+_SINGLE_BYTE = re.compile(r"iso-8859-\d{1,2}|latin-?1|windows-125\d")
 
 
 class AnswerError(Exception):
@@ -47,14 +50,11 @@ class MediaType(NamedTuple):
         return accepted.endswith("/*") and self.name.startswith(accepted[:-1])
 
 
-@functools.lru_cache(64)
 def media_type(header: str | None) -> MediaType:
     """Read the header Content-Type; without one the name is empty."""
-    if header is None:
-        return MediaType("", "utf-8")
-    message = email.message.Message()
-    message["content-type"] = header
-    return MediaType(message.get_content_type(), message.get_content_charset("utf-8"))
+    text = header or ""
+    charset = _CHARSET.search(text)
+    return MediaType(text.partition(";")[0].strip().lower(), charset[1].lower() if charset else "utf-8")
 
 
 class Path:
@@ -76,7 +76,7 @@ class Path:
                 return []
             if isinstance(document, dict) and step in document:
                 document = document[step]
-            elif isinstance(document, list) and step.isdecimal():
+            elif isinstance(document, list) and _NUMBER.fullmatch(step):
                 document = document[int(step)] if int(step) < len(document) else None
             else:
                 raise AnswerError(f"the JSON has no {step!r} of {self.text!r}")
@@ -98,6 +98,8 @@ def _value(value: object) -> list[str]:
     if value is True:
         return ["true"]
     if isinstance(value, str):
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise AnswerError("the JSON has half a character")
         return [value]
     raise AnswerError("the JSON has a table or a list where a text is expected; see the setting result")
 
@@ -138,7 +140,9 @@ def retry_after(header: str | None) -> float:
 def _decode(body: bytes, charset: str) -> str:
     if charset in _UTF8:
         return to_text(body)
+    if not _SINGLE_BYTE.fullmatch(charset):
+        raise AnswerError(f"the character set {charset[:40]!r} is not known here")
     try:
         return body.decode(charset)
     except (LookupError, ValueError) as error:
-        raise AnswerError(f"the body is not in the character set {charset[:40]!r}") from error
+        raise AnswerError(f"the body is not in the character set {charset!r}") from error

@@ -7,6 +7,7 @@ from 1, and ``$$`` for a dollar sign; a group that is empty or has not matched i
 from __future__ import annotations
 
 import abc
+import logging
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -185,6 +186,7 @@ class PatternMap(WatchedFileMap["Sequence[Rule[bytes]]"]):
         try:
             result = rules.find(self.content(), to_bytes(key))
         except PatternError as error:
-            # Postfix warns, and takes it for no match.
+            # Postfix warns, too, but takes it for no match.
+            self.complaints.log(logging.WARNING, "%r: %s", key[:200], error)
             raise LookupFailedError(Reply.temp_fail(f"map {self.name}: {error}")) from error
         return None if result is None else (to_text(result),)

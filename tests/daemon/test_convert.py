@@ -215,6 +215,8 @@ def test_the_maps_of_main_cf_do_what_postfix_did_around_its_tables(postfix_direc
         ("a.cf", "hosts = h\nnonsense\n", "line 2: 'nonsense' is no parameter; expected: name = value"),
         ("a.cf", "mydomain = example.com\n", "is neither main.cf nor the file of a table"),
         ("main.cf", "alias_maps = hash:/etc/aliases\n", "alias_maps: hash:/etc/aliases: local(8) takes no answer"),
+        ("main.cf", "alias_database = hash:a\nx = hash:a\n", "x: hash:a: the format of aliases(5) is not read here"),
+        ("main.cf", "smtp_tls_policy_maps = cidr:a\n", "smtp_tls_policy_maps: parent domains, .example.com, are not"),
         ("main.cf", "relay_domains = tcp:localhost:1\n", "tcp:localhost:1: tcp tables have no counterpart"),
         ("main.cf", "relay_domains = mysql:none.cf\n", "No such file or directory"),
         ("main.cf", "relay_domains = hash:none\n", "none, of which postmap(1) has made the table, is not there"),

@@ -90,6 +90,7 @@ def test_a_login_page_is_no_answer(make: Make, caplog: pytest.LogCaptureFixture)
         "map m: the answer has the content type 'text/html'"
     )
     assert "'text/html'" in caplog.text
+    assert make("/body?text=%s&type=garbage").lookup("x").status is Status.TEMP
     assert make("/untyped?%s").lookup("x") == Reply.temp_fail("map m: the answer has the content type 'none'")
 
 
@@ -112,7 +113,7 @@ def test_a_body_is_decoded_as_its_charset_says(make: Make) -> None:
     # The server sends UTF-8 whatever it says; read as Latin-1 each byte is a character.
     assert make("/body?text=%s&type=text/plain;charset=latin-1").lookup("ü") == Reply.ok("Ã¼")
     assert make("/body?text=%s&type=text/plain;charset=klingon").lookup("x") == Reply.temp_fail(
-        "map m: the body is not in the character set 'klingon'"
+        "map m: the character set 'klingon' is not known here"
     )
 
 
@@ -136,6 +137,9 @@ TEMP_FORM = Reply.temp_fail("map m: the JSON has a table or a list where a text 
         (None, '{"error": "log in"}', TEMP_FORM),
         (None, "a@host.test", TEMP_JSON),
         (None, NESTED, TEMP_JSON),
+        (None, '"\\ud800"', Reply.temp_fail("map m: the JSON has half a character")),
+        (None, '"\\ud83d\\ude00"', Reply.ok("\U0001f600")),
+        ("9" * 5000, "[]", Reply.temp_fail(f"map m: the JSON has no '{'9' * 5000}' of '{'9' * 5000}'")),
         ("data.0.address", '{"data": [{"address": "a"}, {"address": "b"}]}', Reply.ok("a")),
         ("data.1.address", '{"data": [{"address": "a"}, {"address": "b"}]}', Reply.ok("b")),
         ("data.0.address", '{"data": []}', Reply.not_found()),
@@ -217,12 +221,13 @@ def test_a_server_cannot_silence_the_map_for_long(make: Make, monkeypatch: pytes
 BROKEN = Reply.temp_fail("map m: the backend is not available")
 
 
-def test_a_key_that_makes_the_server_hang_up_fails_alone(make: Make) -> None:
+@pytest.mark.parametrize("bad", ["bad", "half"])
+def test_a_key_that_makes_the_server_hang_up_fails_alone(make: Make, bad: str) -> None:
     table = make("/echo/%s")
     for number in range(20):
-        assert table.lookup("bad") == BROKEN
+        assert table.lookup(bad) == BROKEN
         assert table.lookup(f"good{number}") == Reply.ok(f"good{number}")
-    assert [table.lookup("bad") for _ in range(5)] == [BROKEN] * 5
+    assert [table.lookup(bad) for _ in range(5)] == [BROKEN] * 5
     assert table.lookup("good") == Reply.ok("good")
 
 

@@ -95,10 +95,13 @@ def test_keys_keep_their_case_unless_they_are_folded(open_map: OpenMap, tmp_path
         assert lookup(open_map, tmp_path, kind, "/^(u.*)$/i $1\n", "User", fold=True) == Reply.ok("user")
 
 
-def test_a_pattern_that_tries_without_end_is_a_temporary_failure(open_map: OpenMap, tmp_path: Path) -> None:
+def test_a_pattern_that_tries_without_end_is_a_temporary_failure(
+    open_map: OpenMap, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     begin = time.monotonic()
     reply = lookup(open_map, tmp_path, "pcre", "!/(a+)+$/ no\n/^/ other\n", "a" * 60 + "b")
     assert reply == Reply.temp_fail("map m: match limit exceeded")
+    assert "match limit exceeded" in caplog.text
     # It is a tenth of a second; without the limit it would be years.
     assert time.monotonic() - begin < 60
 

@@ -25,7 +25,8 @@ class Handler(BaseHTTPRequestHandler):
     - ``/untyped``: "text", without a content type.
     - ``/later/CODE?after=TIME``: that status, with a header Retry-After.
     - ``/absent/HEADER``: 404 with the header ``Socketmap-Status: HEADER``.
-    - ``/echo/KEY``: KEY; but the connection is closed without an answer when KEY begins with "bad".
+    - ``/echo/KEY``: KEY; but the connection is closed without an answer when KEY begins with "bad", and in the
+      middle of one when it begins with "half".
     - ``/once?...``: the same, and the connection is closed without a word about it.
     - ``/large``: two million bytes.
     - ``/alias/KEY``: the address that is known for KEY, or 404 and "NOTFOUND".
@@ -66,8 +67,10 @@ class Handler(BaseHTTPRequestHandler):
         elif kind == "absent":
             self._answer(404, "", socketmap_status=rest)
         elif kind == "echo":
-            self.close_connection = rest.startswith("bad")
-            if not self.close_connection:
+            self.close_connection = rest.startswith(("bad", "half"))
+            if rest.startswith("half"):
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 9\r\n\r\nhalf")
+            elif not self.close_connection:
                 self._answer(200, rest)
         elif kind == "large":
             self._answer(200, "x" * 2_000_000)
