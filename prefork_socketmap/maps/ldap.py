@@ -211,6 +211,7 @@ class LdapMap(NetworkMap[SimpleLDAPObject]):
             # Also without a name: it is what opens the connection.
             connection.simple_bind_s(self.bind_dn, self._password.read())
             return
+        _require_word(connection)
         connection.set_option(ldap.OPT_X_SASL_SECPROPS, f"minssf={self.sasl_minssf}")
         answers = {
             ldap.sasl.CB_AUTHNAME: self.bind_dn,
@@ -353,6 +354,19 @@ def _require_answer(url: str, start_tls: bool, timeout: float) -> None:
         probe.sendall(_START_TLS if start_tls else _client_hello())
         if not probe.recv(1):
             raise ConnectionError("the server closes the connection")
+
+
+def _require_word(connection: SimpleLDAPObject) -> None:
+    """Raise ldap.TIMEOUT if the server does not answer in time.
+
+    OpenLDAP's library waits for SASL without any limit; what freezes from here on is left to the watchdog.
+    """
+    try:
+        connection.search_ext_s("", ldap.SCOPE_BASE, attrlist=["1.1"], timeout=connection.timeout)
+    except (ldap.TIMEOUT, *_LOST):
+        raise
+    except ldap.LDAPError:
+        pass  # also an answer
 
 
 def _client_hello() -> bytes:

@@ -200,6 +200,24 @@ def test_ldap_logs_in_by_sasl_as_postfix_does(
     assert ours(open_map("ldap", hosts=[url], **table), ["user", "other"]) == ["user\tfound"]
 
 
+@pytest.mark.parametrize("chase", [False, True])
+def test_ldap_follows_referrals_as_postfix_does(
+    unstarted_postfix: Postfix, open_map: OpenMap, slapd: Slapd, tmp_path: Path, chase: bool
+) -> None:
+    slapd.add("ou=public", objectClass="organizationalUnit", ou="public")
+    slapd.add("cn=here,ou=public", objectClass="inetOrgPerson", sn="x", description="user", ou="found")
+    url = f"ldap://127.0.0.1:{slapd.port}"
+    slapd.add("ou=staff", objectClass="organizationalUnit", ou="staff")
+    target = f"{url}/ou=public,{SUFFIX}"
+    slapd.add("cn=elsewhere,ou=staff", objectClass=["referral", "extensibleObject"], ref=target)
+    login = {"bind_dn": READER, "bind_pw": slapd_server.PASSWORD}
+    table = {**LDAP_TABLES["plain"], **login, "search_base": f"ou=staff,{SUFFIX}"}
+    write(tmp_path / "cf", {"server_host": url, "version": 3, **table, "chase_referrals": "yes" if chase else "no"})
+    expected = native(unstarted_postfix, f"ldap:{tmp_path}/cf", ["user", "other"])
+    assert expected == (["user\tfound"] if chase else [])
+    assert ours(open_map("ldap", hosts=[url], **table, chase_referrals=chase), ["user", "other"]) == expected
+
+
 @pytest.mark.parametrize("name", MEMCACHE_TABLES)
 def test_memcache_answers_as_postfix_does(
     unstarted_postfix: Postfix, open_map: OpenMap, memcached: Memcached, tmp_path: Path, name: str

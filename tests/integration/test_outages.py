@@ -86,6 +86,11 @@ def _ldap_start_tls(server: slapd.Slapd, tls: bool) -> tuple[int, dict[str, Any]
     return server.port, {**_ldap(server, tls=True)[1], "start_tls": tls}
 
 
+def _ldap_sasl(server: slapd.Slapd, tls: bool) -> tuple[int, dict[str, Any]]:
+    port, settings = _ldap(server, tls)
+    return port, {**settings, "bind": "sasl", "bind_dn": "postfix", "sasl_mechs": ["SCRAM-SHA-256"]}
+
+
 def _http(server: Any, tls: bool) -> tuple[int, dict[str, Any]]:
     if tls:
         return server.tls_port, {"url": "https://host/alias/%s", "tls_CAfile": str(server.tls.certificate)}
@@ -105,6 +110,7 @@ _KINDS: dict[str, tuple[str, str, Callable[..., tuple[int, dict[str, Any]]], boo
     "redis": ("redis", "redis_server", _redis, False),
     "redis, TLS": ("redis", "redis_server", _redis, True),
     "ldap": ("ldap", "slapd", _ldap, False),
+    "ldap, SASL": ("ldap", "slapd", _ldap_sasl, False),
     "ldaps": ("ldap", "slapd", _ldap, True),
     "ldap, StartTLS": ("ldap", "slapd", _ldap_start_tls, True),
     "http": ("http", "httpd", _http, False),

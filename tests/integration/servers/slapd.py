@@ -35,6 +35,8 @@ rootdn "{manager}"
 rootpw "{password}"
 directory {directory}/data
 dbnosync
+# A client that follows a referral comes back without a name.
+access to dn.subtree="ou=public,{suffix}" by * read
 # Anonymous clients may only log in, so a test that binds notices when it has not.
 access to * by users read by anonymous auth
 """
@@ -90,9 +92,11 @@ class Slapd(Server):
         """Remove what ``add`` has added, and leave the suffix and the reader."""
         connection = self._bound()
         with contextlib.suppress(self._ldap.NO_SUCH_OBJECT):
-            found = connection.search_s(SUFFIX, self._ldap.SCOPE_SUBTREE, attrlist=["1.1"])
+            # Of an entry that refers to another server the entry itself, and not the other server, is meant.
+            itself = [library("ldap.controls.simple", "ldap").ManageDSAITControl()]
+            found = connection.search_ext_s(SUFFIX, self._ldap.SCOPE_SUBTREE, attrlist=["1.1"], serverctrls=itself)
             for dn in sorted((dn for dn, _ in found), key=len, reverse=True):
-                connection.delete_s(dn)
+                connection.delete_ext_s(dn, serverctrls=itself)
         connection.unbind_s()
         self.add("", objectClass=["dcObject", "organization"], o="Example", dc="example")
         self.add("uid=postfix", objectClass=["account", "simpleSecurityObject"], uid="postfix", userPassword=PASSWORD)
