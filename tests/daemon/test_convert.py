@@ -16,8 +16,9 @@ import pytest
 from prefork_socketmap import settings
 from prefork_socketmap.maps import registry
 from tests.daemon.installation import COMMAND, TIMEOUT, Installation
-from tests.integration.servers.process import Certificate
+from tests.integration.servers.process import Certificate, program
 from tests.integration.test_native_databases import ours
+from tests.integration.test_native_files import require_types
 from tests.integration.test_native_tables import KEYS, ROWS, TABLES
 from tests.test_manual import SECTIONS, displays
 
@@ -122,7 +123,8 @@ def postfix_directory(installation: Installation) -> Path:
     with contextlib.closing(sqlite3.connect(directory / "users.sqlite")) as database, database:
         database.execute("CREATE TABLE t (k, a)")
     for kind, name in {"cdb": "transport", "lmdb": "relay"}.items():
-        subprocess.run(["postmap", f"{kind}:{directory / name}"], check=True)
+        require_types(kind)
+        subprocess.run([program("postmap", "postfix"), f"{kind}:{directory / name}"], check=True)
     return directory
 
 

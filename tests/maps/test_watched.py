@@ -14,7 +14,8 @@ import pytest
 from prefork_socketmap.maps.cdb import Cdb
 from prefork_socketmap.settings import SettingError
 from prefork_socketmap.socketmap.messages import Reply, Status
-from tests.integration.servers.process import library, program, unavailable
+from tests.integration.servers.process import library, program
+from tests.integration.test_native_files import require_types
 from tests.maps.opening import OpenMap
 from tests.waiting import eventually
 
@@ -38,8 +39,7 @@ TEXTS: dict[str, tuple[str, Callable[[str], bytes]]] = {
 
 def postmap(path: Path, kind: str, entries: dict[str, str]) -> Path:
     """Make a database file with *entries*, by postmap(1), beside *path*; in place, if it is there and LMDB."""
-    if kind not in subprocess.check_output([program("postconf", "postfix"), "-m"], text=True).split():
-        unavailable(f"Postfix has no {kind} tables: apt install postfix-{kind}")
+    require_types(kind)
     path.write_text("".join(f"{key} {value}\n" for key, value in entries.items()))
     subprocess.run([program("postmap", "postfix"), f"{kind}:{path}"], check=True)
     return path.with_name(f"{path.name}.{kind}")
