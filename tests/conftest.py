@@ -6,6 +6,7 @@ pytest_plugins = [
     "tests.integration.servers.dropping",
     "tests.integration.servers.httpd",
     "tests.integration.servers.mariadb",
+    "tests.integration.servers.memcached",
     "tests.integration.servers.postgresql",
     "tests.integration.servers.redis",
     "tests.integration.servers.slapd",

@@ -27,6 +27,7 @@ from prefork_socketmap.maps.base import Map
 from prefork_socketmap.maps.network import NetworkMap
 from prefork_socketmap.maps.setting import Setting, declared
 from prefork_socketmap.maps.tls import TlsSettings
+from prefork_socketmap.maps.watched import WatchedFileMap
 
 MAN = Path(__file__).parent.parent / "man"
 PAGES = sorted(MAN.glob("*.[1-9]"))
@@ -58,7 +59,8 @@ def keys(text: str) -> dict[str, object]:
 
 
 def _default(rest: str) -> object:
-    text = re.sub(r"\bQq ([^]\s]+)", r'"\1"', rest.removeprefix("Pq "))
+    text = re.sub(r"\bQ[qo] (\S+)(?: Qc)?", r'"\1"', rest.removeprefix("Pq "))
+    text = re.sub(r"^Bq (.*)", r"[\1]", text)
     if text in WORDS:
         return WORDS[text]
     try:
@@ -69,6 +71,7 @@ def _default(rest: str) -> object:
 
 SECTIONS = sections(CONFIGURATION)
 COMMON_KEYS = keys(SECTIONS["Keys of every type"])
+WATCHED_KEYS = keys(SECTIONS["Keys of all types that answer from a file which each worker reads"])
 NETWORK_KEYS = keys(SECTIONS["Keys of all types that ask a server over the network"])
 TLS_KEYS = keys(SECTIONS["TLS"])
 TYPES = sorted(registry._BUILT_IN)
@@ -146,6 +149,8 @@ def test_the_keys_of_a_type_are_documented_with_their_defaults(kind: str) -> Non
     documented = dict(COMMON_KEYS)
     if issubclass(owner, NetworkMap):
         documented |= NETWORK_KEYS
+    if issubclass(owner, WatchedFileMap):
+        documented |= WATCHED_KEYS
     if issubclass(owner, TlsSettings):
         documented |= TLS_KEYS
     if declarations.keys() >= SECRET_KEYS:

@@ -75,6 +75,7 @@ def parser() -> Parser:
     _add_control(commands)
     _add_status(commands)
     _add_query(commands)
+    _add_convert(commands)
     return top
 
 
@@ -162,6 +163,19 @@ def _add_query(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     query.add_argument("key", metavar="KEY", help='what to look up; "-": each line of standard input')
     query.set_defaults(run="query:query")
+
+
+def _add_convert(commands: argparse._SubParsersAction[Parser]) -> None:
+    convert = commands.add_parser(
+        "convert",
+        help="print the maps for tables of Postfix",
+        description="Print the maps for the tables of Postfix that are in the files: main.cf, and files of mysql:, "
+        "pgsql:, sqlite:, ldap: and memcache: tables. Exit status: 0, or 65 if anything could not be translated.",
+    )
+    convert.add_argument(
+        "files", metavar="FILE", nargs="+", help="a file, or mysql:FILE or pgsql:FILE where the file does not tell"
+    )
+    convert.set_defaults(run="convert:convert")
 
 
 def _add_config(command: Parser) -> None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 import urllib3
@@ -21,18 +22,25 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from prefork_socketmap import settings
 from prefork_socketmap.maps import host as host_setting
+from prefork_socketmap.maps import httpanswer
 from prefork_socketmap.maps.base import LookupFailedError, log
 from prefork_socketmap.maps.host import Host
+from prefork_socketmap.maps.httpanswer import AnswerError
 from prefork_socketmap.maps.network import NetworkMap, Trouble
 from prefork_socketmap.maps.secret import Secret, secret
 from prefork_socketmap.maps.setting import setting
 from prefork_socketmap.maps.template import Address, Template
 from prefork_socketmap.maps.tls import TlsSettings
-from prefork_socketmap.socketmap.messages import Reply, to_text
+from prefork_socketmap.socketmap.messages import Reply
 
 # More than Postfix takes from a table (100000 bytes), so that the reply's own limit speaks first.
 _MAX_BODY = 1_000_000
 _CHUNK = 65536
+# What else in the 400s may be better at the next attempt: RFC 9110, 15.5.9; RFC 8470; RFC 6585.
+_NOT_NOW = (http.HTTPStatus.REQUEST_TIMEOUT, http.HTTPStatus.TOO_EARLY, http.HTTPStatus.TOO_MANY_REQUESTS)
+# A server that asks to be left alone until tomorrow shall not keep mail waiting when it has changed its mind.
+LONGEST_RETRY_AFTER = 60.0
+_MEDIA_TYPE = re.compile(r"\*/\*|[!#$%&'+.^_`|~0-9a-z-]+/(?:\*|[!#$%&'+.^_`|~0-9a-z-]+)")
 # RFC 9110, sections 5.1 and 5.5; what is no ASCII has no agreed meaning in a header.
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[!-~](?:[ \t!-~]*[!-~])?")
@@ -93,12 +101,31 @@ def _header(key: str, value: object) -> str:
     return text
 
 
-class HttpMap(TlsSettings, NetworkMap[HTTPConnection]):
-    """Answers with the lines of the body, by the status.
+def _media_types(key: str, value: object) -> tuple[str, ...]:
+    types = tuple(each.lower() for each in settings.texts(key, value))
+    for each in types:
+        if not _MEDIA_TYPE.fullmatch(each):
+            raise settings.wrong(key, each, 'media types such as "text/plain", "text/*" or "*/*"')
+    if not types:
+        raise settings.wrong(key, value, "a list of at least one media type")
+    return types
 
-    200 is "found", 404 "not found"; another 4xx, or a redirection, is a permanent failure, since asking again would
-    not help; everything else a temporary one.
+
+def _statuses(key: str, value: object) -> frozenset[int]:
+    if not isinstance(value, list):
+        raise settings.wrong(key, value, "a list of HTTP statuses such as 404")
+    return frozenset(settings.count(key, each, minimum=201, maximum=599) for each in value)
+
+
+class HttpMap(TlsSettings, NetworkMap[HTTPConnection]):
+    """Answers with what the body has, if the status is 200 and the content type one that is expected.
+
+    404 is "not found" when the answer says that it speaks of the key: a server that has lost a route says 404 to
+    everything. Another 4xx, or a redirection, is a permanent failure, since asking again would not help; everything
+    else a temporary one.
     """
+
+    one_key_can_break_it = True
 
     url = setting(_url)
     """What to get. Parts of the key are quoted as RFC 3986 says."""
@@ -106,6 +133,12 @@ class HttpMap(TlsSettings, NetworkMap[HTTPConnection]):
     """Hosts to ask instead of the URL's."""
     headers = setting(_headers, _NO_HEADERS)
     """A table of headers to send."""
+    content_type = setting(_media_types, ("text/plain", "application/json"))
+    """Media types, or ranges of them, of an answer. What else comes with status 200 is no answer."""
+    result = setting(httpanswer.path, None)
+    """Where in a JSON document the result stands; by default it is the document."""
+    not_found_status = setting(_statuses, frozenset[int]())
+    """Statuses that mean "not found", whatever else the answer says."""
     token = setting(secret, "")
     """A bearer token (RFC 6750)."""
     token_file = setting(settings.text, "")
@@ -117,6 +150,9 @@ class HttpMap(TlsSettings, NetworkMap[HTTPConnection]):
         super().__init__(name, table, base)
         self.hosts = self.hosts or _hosts(f"maps.{name}.url", [self.url.host])
         self._token = Secret(self, "token")
+        named = {header.lower() for header in self.headers}
+        accept = {} if "accept" in named else {"Accept": ", ".join(self.content_type)}
+        self._headers = {**accept, **self.headers}
         if self.uses_tls and self.url.scheme != "https":
             raise settings.SettingError(
                 f"maps.{name}.url", "does not begin with https://, but there are TLS settings"
@@ -142,14 +178,20 @@ class HttpMap(TlsSettings, NetworkMap[HTTPConnection]):
             return None
         log.debug("map %s: GET %s", self.name, target)
         try:
-            status, body = self._get(connection, target)
+            answer = self._get(connection, target)
         except TimeoutError as error:
             raise _NoAnswerError(str(error)) from error
-        if status == http.HTTPStatus.OK:
-            return to_text(body).splitlines() or [""]
-        if status == http.HTTPStatus.NOT_FOUND:
+        if self._is_not_found(answer):
             return None
-        raise self._failure(status)
+        if answer.status != http.HTTPStatus.OK:
+            raise self._failure(answer)
+        kind = httpanswer.media_type(answer.headers.get("Content-Type"))
+        if not kind.is_one_of(self.content_type):
+            raise self._no_answer(f"the answer has the content type {kind.name[:40] or 'none'!r}")
+        try:
+            return httpanswer.values(answer.body, kind, self.result)
+        except AnswerError as error:
+            raise self._no_answer(str(error)) from error
 
     def hang_up(self, connection: HTTPConnection) -> None:
         """Close the connection."""
@@ -160,8 +202,8 @@ class HttpMap(TlsSettings, NetworkMap[HTTPConnection]):
         slow = isinstance(error, _NoAnswerError | urllib3.exceptions.TimeoutError)
         return Trouble.SLOW if slow else Trouble.LOST
 
-    def _get(self, connection: HTTPConnection, target: str) -> tuple[int, bytes]:
-        """Return the status and the body, which is read also if the status is enough: the next reply is behind it."""
+    def _get(self, connection: HTTPConnection, target: str) -> _Answer:
+        """Return the answer with its body, which is read also if the status is enough: the next one is behind it."""
         deadline = time.monotonic() + self.timeout
         connection.timeout = self.timeout
         connection.request("GET", target, headers=self._request_headers(), preload_content=False)
@@ -174,22 +216,47 @@ class HttpMap(TlsSettings, NetworkMap[HTTPConnection]):
                 raise LookupFailedError(Reply.temp_fail(f"map {self.name}: the reply is too large"))
             if time.monotonic() > deadline:
                 raise _NoAnswerError("the reply did not end in time")
-        return response.status, bytes(body)
+        return _Answer(response.status, response.headers, bytes(body))
 
     def _request_headers(self) -> dict[str, str]:
-        token = self._token.read()
+        try:
+            token = self._token.read()
+        except OSError as error:
+            raise self._no_answer(f"the token cannot be read: {error.strerror}") from error
         if not token:
-            return dict(self.headers)
+            return self._headers
         if not _HEADER_VALUE.fullmatch(token):
             # http.client would refuse it, and show it.
             raise LookupFailedError(Reply.temp_fail(f"map {self.name}: the token is not printable ASCII"))
-        return {**self.headers, "Authorization": f"Bearer {token}"}
+        return {**self._headers, "Authorization": f"Bearer {token}"}
 
-    def _failure(self, status: int) -> LookupFailedError:
-        reason = f"map {self.name}: the server answered with HTTP status {status}"
-        is_permanent = 300 <= status < 500
-        self.complaints.log(logging.ERROR, "the server answered with HTTP status %d", status)
-        return LookupFailedError(Reply.perm_fail(reason) if is_permanent else Reply.temp_fail(reason))
+    def _is_not_found(self, answer: _Answer) -> bool:
+        if answer.status in self.not_found_status:
+            return True
+        return answer.status == http.HTTPStatus.NOT_FOUND and httpanswer.says_not_found(
+            answer.body, answer.headers.get(httpanswer.HEADER)
+        )
+
+    def _failure(self, answer: _Answer) -> LookupFailedError:
+        status = answer.status
+        problem = f"the server answered with HTTP status {status}"
+        if status == http.HTTPStatus.NOT_FOUND:
+            return self._no_answer(f"{problem}, which does not say that it is the key that is not found")
+        if not 300 <= status < 500 or status in _NOT_NOW:
+            self.leave_alone(min(httpanswer.retry_after(answer.headers.get("Retry-After")), LONGEST_RETRY_AFTER))
+            return self._no_answer(problem)
+        self.complaints.log(logging.ERROR, "%s", problem)
+        return LookupFailedError(Reply.perm_fail(f"map {self.name}: {problem}"))
+
+    def _no_answer(self, problem: str) -> LookupFailedError:
+        self.complaints.log(logging.ERROR, "%s", problem)
+        return LookupFailedError(Reply.temp_fail(f"map {self.name}: {problem}"))
+
+
+class _Answer(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
 
 
 class _NoAnswerError(urllib3.exceptions.HTTPError):

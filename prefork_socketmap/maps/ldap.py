@@ -11,6 +11,7 @@ ldap3, the other choice, has had no release since 2021. Versions before 3.4.5 es
 from __future__ import annotations
 
 import contextlib
+import enum
 import socket
 import ssl
 import time
@@ -20,8 +21,8 @@ from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
 import ldap
+import ldap.sasl
 import ldapurl
-from ldap.cidict import cidict
 from ldap.dn import escape_dn_chars
 from ldap.filter import escape_filter_chars
 from ldap.ldapobject import SimpleLDAPObject
@@ -71,6 +72,23 @@ def _dereference(key: str, value: object) -> int:
     return settings.count(key, value, maximum=len(_DEREFERENCE) - 1)
 
 
+def _bind(key: str, value: object) -> str:
+    return settings.choice(key, value, ("simple", "sasl"))
+
+
+def _version(key: str, value: object) -> int:
+    return settings.count(key, value, minimum=ldap.VERSION2, maximum=ldap.VERSION3)
+
+
+class _Kind(enum.Enum):
+    """What an attribute is for."""
+
+    TERMINAL = enum.auto()
+    LEAF = enum.auto()
+    RESULT = enum.auto()
+    SPECIAL = enum.auto()
+
+
 class _Search(NamedTuple):
     base: str
     scope: int
@@ -83,11 +101,22 @@ class LdapMap(NetworkMap[SimpleLDAPObject]):
 
     hosts = setting(_hosts)
     """LDAP URLs, or hosts (default port: 389); "server_host" of ldap_table(5)."""
+    version = setting(_version, ldap.VERSION3)
+    """The protocol's version."""
+    bind = setting(_bind, "simple")
+    """How to log in: ``"simple"`` or ``"sasl"``."""
     bind_dn = setting(settings.text, "")
-    """The entry to log in as; by default anonymously."""
+    """The entry to log in as, with SASL the name; by default anonymously."""
     bind_pw = setting(secret, "")
     bind_pw_file = setting(settings.text, "")
     bind_pw_env = setting(settings.text, "")
+    sasl_mechs = setting(settings.texts, ())
+    """SASL mechanisms to try; by default those that the server offers."""
+    sasl_realm = setting(settings.text, "")
+    sasl_authz_id = setting(settings.text, "")
+    """The SASL identity to act as, if it is another one."""
+    sasl_minssf = setting(settings.count, 0)
+    """The least strength of encryption that is asked of SASL."""
     search_base = setting(_dn)
     """Where to search; may have parts of the key, which are quoted as RFC 4514 says."""
     scope = setting(_scope, "sub")
@@ -120,6 +149,8 @@ class LdapMap(NetworkMap[SimpleLDAPObject]):
     """The client's certificate."""
     tls_key = setting(settings.text, "")
     """Its key."""
+    tls_cipher_suite = setting(settings.text, "")
+    """Which ciphers, in the words of the TLS library that OpenLDAP's was built with."""
     tls_require_cert = setting(settings.boolean, True)
     """Whether the server's certificate must be valid and name the server. Postfix's default is no, which protects
     from nobody who can be between the two machines."""
@@ -129,15 +160,31 @@ class LdapMap(NetworkMap[SimpleLDAPObject]):
     def __init__(self, name: str, table: Mapping[str, object], base: Path) -> None:
         super().__init__(name, table, base)
         self._password = Secret(self, "bind_pw")
-        self._attributes = (
-            *self.result_attribute,
-            *self.special_result_attribute,
-            *self.terminal_result_attribute,
-            *self.leaf_result_attribute,
-        )
+        # An attribute that is named twice counts as the first of what it is named as, as in Postfix.
+        self._kinds = [
+            (attribute.casefold(), kind)
+            for kind, attributes in (
+                (_Kind.TERMINAL, self.terminal_result_attribute),
+                (_Kind.LEAF, self.leaf_result_attribute),
+                (_Kind.RESULT, self.result_attribute),
+                (_Kind.SPECIAL, self.special_result_attribute),
+            )
+            for attribute in attributes
+        ]
+        self._attributes = tuple(attribute for attribute, _ in self._kinds)
         if not self._attributes:
             # To the server, no attribute at all would mean all attributes.
             raise settings.wrong(f"maps.{name}.result_attribute", [], "a list of at least one attribute")
+        self._require_sasl()
+
+    def _require_sasl(self) -> None:
+        if self.bind == "sasl":
+            if self.version != ldap.VERSION3:
+                raise settings.SettingError(f"maps.{self.name}.version", 'has to be 3 with bind = "sasl"')
+            return
+        for key in ("sasl_mechs", "sasl_realm", "sasl_authz_id", "sasl_minssf"):
+            if getattr(self, key):
+                raise settings.SettingError(f"maps.{self.name}.{key}", 'goes with bind = "sasl" only')
 
     def dial(self, host: str, timeout: float) -> SimpleLDAPObject:
         """Connect to *host* and log in."""
@@ -146,19 +193,33 @@ class LdapMap(NetworkMap[SimpleLDAPObject]):
         _require_answer(url, self.start_tls, timeout)
         connection = ldap.initialize(url)
         try:
-            connection.protocol_version = ldap.VERSION3
+            connection.protocol_version = self.version
             connection.deref = _DEREFERENCE[self.dereference]
             connection.set_option(ldap.OPT_REFERRALS, int(self.chase_referrals))
             connection.network_timeout = connection.timeout = _left(deadline)
             self._set_tls_options(connection)
             if self.start_tls:
                 connection.start_tls_s()
-            # Also without a name: it is what opens the connection.
-            connection.simple_bind_s(self.bind_dn, self._password.read())
+            self._log_in(connection)
         except BaseException:
             connection.unbind_s()
             raise
         return connection
+
+    def _log_in(self, connection: SimpleLDAPObject) -> None:
+        if self.bind == "simple":
+            # Also without a name: it is what opens the connection.
+            connection.simple_bind_s(self.bind_dn, self._password.read())
+            return
+        _require_word(connection)
+        connection.set_option(ldap.OPT_X_SASL_SECPROPS, f"minssf={self.sasl_minssf}")
+        answers = {
+            ldap.sasl.CB_AUTHNAME: self.bind_dn,
+            ldap.sasl.CB_PASS: self._password.read(),
+            ldap.sasl.CB_GETREALM: self.sasl_realm,
+            ldap.sasl.CB_USER: self.sasl_authz_id,
+        }
+        connection.sasl_interactive_bind_s("", ldap.sasl.sasl(answers, " ".join(self.sasl_mechs)))
 
     def ask(self, connection: SimpleLDAPObject, key: str) -> Sequence[str] | None:
         """Search for *key*, and for what the entries found refer to."""
@@ -203,25 +264,41 @@ class LdapMap(NetworkMap[SimpleLDAPObject]):
         )
         for dn, attributes in found:
             if dn is not None:  # else it is a referral
-                yield from self._entry(connection, cidict(attributes), deadline, depth)
+                yield from self._entry(connection, attributes, deadline, depth)
 
     def _entry(
         self, connection: SimpleLDAPObject, entry: Mapping[str, list[bytes]], deadline: float, depth: int
     ) -> Iterator[str]:
-        """Iterate over the results of *entry* and of what it refers to."""
-        if terminal := list(_values(entry, self.terminal_result_attribute)):
-            yield from terminal
-            return
-        references = list(_values(entry, self.special_result_attribute))
-        yield from _values(entry, self.result_attribute)
-        if not references:
-            yield from _values(entry, self.leaf_result_attribute)
-        for reference in references:
-            try:
-                yield from self._results(connection, self._follow(reference), deadline, depth + 1)
-            except ldap.NO_SUCH_OBJECT:
-                # A group may well outlive a member.
-                log.debug("map %s: there is no %s", self.name, reference)
+        """Iterate over the results of *entry* and of what it refers to, in the order in which the server has them."""
+        found = [(self._kind(name), values) for name, values in entry.items() if values]
+        kinds = {kind for kind, _ in found}
+        wanted = {_Kind.TERMINAL} & kinds or {_Kind.RESULT, _Kind.SPECIAL}
+        if not kinds & {_Kind.TERMINAL, _Kind.SPECIAL}:
+            wanted.add(_Kind.LEAF)
+        for kind, values in found:
+            if kind not in wanted:
+                continue
+            for value in map(to_text, values):
+                if kind is _Kind.SPECIAL:
+                    yield from self._referred(connection, value, deadline, depth)
+                else:
+                    yield value
+
+    def _referred(self, connection: SimpleLDAPObject, reference: str, deadline: float, depth: int) -> Iterator[str]:
+        """Iterate over the results of what *reference*, a DN or an LDAP URL, means."""
+        try:
+            yield from self._results(connection, self._follow(reference), deadline, depth + 1)
+        except ldap.NO_SUCH_OBJECT:
+            # A group may well outlive a member.
+            log.debug("map %s: there is no %s", self.name, reference)
+
+    def _kind(self, name: str) -> _Kind | None:
+        """Return what the attribute *name* is for; a subtype, ``mail;lang-de``, is for what the type is for."""
+        folded = name.casefold()
+        for attribute, kind in self._kinds:
+            if folded == attribute or folded.startswith(f"{attribute};"):
+                return kind
+        return None
 
     def _follow(self, reference: str) -> _Search:
         """Return the search for what *reference*, a DN or an LDAP URL, means."""
@@ -243,9 +320,14 @@ class LdapMap(NetworkMap[SimpleLDAPObject]):
         for option, file in files.items():
             if file:
                 connection.set_option(option, str(self.base / file))
+        if self.tls_cipher_suite:
+            connection.set_option(ldap.OPT_X_TLS_CIPHER_SUITE, self.tls_cipher_suite)
         required = ldap.OPT_X_TLS_DEMAND if self.tls_require_cert else ldap.OPT_X_TLS_NEVER
         connection.set_option(ldap.OPT_X_TLS_REQUIRE_CERT, required)
-        connection.set_option(ldap.OPT_X_TLS_NEWCTX, 0)  # takes the options above over
+        try:
+            connection.set_option(ldap.OPT_X_TLS_NEWCTX, 0)  # takes the options above over
+        except ValueError as error:
+            raise ConnectionError("the TLS library does not accept the settings tls_...") from error
 
 
 def _url(host: str) -> str:
@@ -274,6 +356,19 @@ def _require_answer(url: str, start_tls: bool, timeout: float) -> None:
             raise ConnectionError("the server closes the connection")
 
 
+def _require_word(connection: SimpleLDAPObject) -> None:
+    """Raise ldap.TIMEOUT if the server does not answer in time.
+
+    OpenLDAP's library waits for SASL without any limit; what freezes from here on is left to the watchdog.
+    """
+    try:
+        connection.search_ext_s("", ldap.SCOPE_BASE, attrlist=["1.1"], timeout=connection.timeout)
+    except (ldap.TIMEOUT, *_LOST):
+        raise
+    except ldap.LDAPError:
+        pass  # also an answer
+
+
 def _client_hello() -> bytes:
     sent = ssl.MemoryBIO()
     with contextlib.suppress(ssl.SSLWantReadError):
@@ -287,10 +382,6 @@ def _left(deadline: float) -> float:
     if left <= 0:
         raise ldap.TIMEOUT({"desc": "Timed out"})
     return left
-
-
-def _values(entry: Mapping[str, list[bytes]], attributes: Iterable[str]) -> Iterator[str]:
-    return (to_text(value) for name in attributes for value in entry.get(name, ()))
 
 
 def _folded(names: Iterable[str]) -> frozenset[str]:

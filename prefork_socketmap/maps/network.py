@@ -64,6 +64,9 @@ class NetworkMap(Map, Generic[C]):
 
     errors: ClassVar[tuple[type[Exception], ...]]
     """What the driver raises, OSError among it if it lets that through."""
+    one_key_can_break_it: ClassVar[bool] = False
+    """Whether a server that answers others may break off, or not answer, for one key. Then an answer that breaks is
+    that key's trouble, until another key's breaks, too, with none between the two that is whole."""
 
     def __init__(self, name: str, table: Mapping[str, object], base: Path) -> None:
         super().__init__(name, table, base)
@@ -73,6 +76,8 @@ class NetworkMap(Map, Generic[C]):
         self._host = 0
         self._pause = 0.0
         self._resume = float("-inf")
+        # The key whose answer has broken since the last one that was whole.
+        self._suspect: str | None = None
 
     @abc.abstractmethod
     def dial(self, host: str, timeout: float) -> C:
@@ -116,6 +121,8 @@ class NetworkMap(Map, Generic[C]):
 
     def find(self, key: str) -> Sequence[str] | None:
         """Ask the server; once more on a new connection if the one that was there turns out to be broken."""
+        if time.monotonic() < self._resume:
+            raise self._unavailable()
         if self._connection is not None:
             try:
                 return self._ask(self._connection, key)
@@ -124,42 +131,57 @@ class NetworkMap(Map, Generic[C]):
         try:
             return self._ask(self._connect(), key)
         except _ConnectionLostError as error:
-            raise self._outage(f"connection lost: {error}") from error
+            raise self._broken(key, f"connection lost: {error}", Trouble.LOST) from error
+
+    def leave_alone(self, seconds: float) -> None:
+        """Ask nothing for so long: the server has said so."""
+        self._resume = max(self._resume, time.monotonic() + seconds)
 
     def _ask(self, connection: C, key: str) -> Sequence[str] | None:
         try:
             values = self.ask(connection, key)
         except LookupFailedError:
+            self._suspect = None
             raise
         except TimeoutError:
             # How the watchdog interrupts a lookup. The connection is in the middle of something.
             self._drop()
             raise
         except self.errors as error:
-            self._judge(connection, error)
+            self._judge(connection, key, error)
         except BaseException:
             self._drop()
             raise
         self._pause = 0.0
+        self._suspect = None
         return values
 
-    def _judge(self, connection: C, error: Exception) -> NoReturn:
+    def _judge(self, connection: C, key: str, error: Exception) -> NoReturn:
         """Raise what follows from *error*, after the connection is dropped if it is not good any more."""
         trouble = self.trouble(connection, error)
         if trouble is Trouble.REFUSED:
             self._pause = 0.0
+            self._suspect = None
             self.complaints.log(logging.ERROR, "%s", error)
             raise LookupFailedError(Reply.temp_fail(f"map {self.name}: the query failed")) from error
         self._drop()
         self._host += 1
         if trouble is Trouble.LOST:
             raise _ConnectionLostError(str(error)) from error
-        raise self._outage(f"no answer within {self.timeout:g} s: {error}") from error
+        raise self._broken(key, f"no answer within {self.timeout:g} s: {error}", Trouble.SLOW) from error
+
+    def _broken(self, key: str, problem: str, trouble: Trouble) -> LookupFailedError:
+        """Return the error to raise for *key*, whose answer has broken although the server could be reached."""
+        # Nobody waits again and again for the one key that a frozen server is asked for.
+        excused = (None,) if trouble is Trouble.SLOW else (None, key)
+        if not self.one_key_can_break_it or self._suspect not in excused:
+            return self._outage(problem)
+        self._suspect = key
+        self.complaints.log(logging.ERROR, "%r: %s", key, problem)
+        return self._unavailable()
 
     def _connect(self) -> C:
-        """Connect, unless that has just failed. Raises LookupFailedError."""
-        if time.monotonic() < self._resume:
-            raise self._unavailable()
+        """Connect. Raises LookupFailedError."""
         try:
             return self.connect_now()
         except UnreachableError as error:

@@ -19,16 +19,25 @@ GROUP = "prefork_socketmap.maps"
 
 # Not entry points of our own: a checkout works without being installed, and nothing has to be searched for them.
 _BUILT_IN = {
+    "cdb": "prefork_socketmap.maps.cdb:CdbMap",
     "chain": "prefork_socketmap.maps.chain:ChainMap",
+    "cidr": "prefork_socketmap.maps.cidr:CidrMap",
     "file": "prefork_socketmap.maps.file:FileMap",
     "http": "prefork_socketmap.maps.http:HttpMap",
     "ldap": "prefork_socketmap.maps.ldap:LdapMap",
+    "lmdb": "prefork_socketmap.maps.lmdb:LmdbMap",
+    "memcache": "prefork_socketmap.maps.memcache:MemcacheMap",
     "mysql": "prefork_socketmap.maps.mysql:MysqlMap",
+    "pcre": "prefork_socketmap.maps.pcre:PcreMap",
+    "pipemap": "prefork_socketmap.maps.pipemap:PipeMap",
     "postgresql": "prefork_socketmap.maps.postgresql:PostgresqlMap",
     "python": "prefork_socketmap.maps.python:PythonMap",
+    "randmap": "prefork_socketmap.maps.randmap:RandMap",
     "redis": "prefork_socketmap.maps.redis:RedisMap",
+    "regexp": "prefork_socketmap.maps.regexp:RegexpMap",
     "sqlite": "prefork_socketmap.maps.sqlite:SqliteMap",
     "static": "prefork_socketmap.maps.static:StaticMap",
+    "unionmap": "prefork_socketmap.maps.unionmap:UnionMap",
 }
 
 

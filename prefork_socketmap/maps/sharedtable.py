@@ -13,21 +13,15 @@ import hashlib
 import logging
 import os
 import stat
-import struct
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from prefork_socketmap.maps import textfile
+from prefork_socketmap.maps import filestate, textfile
 from prefork_socketmap.maps.index import Index, write
 from prefork_socketmap.socketmap.messages import to_bytes, to_text
 
 log = logging.getLogger("prefork_socketmap.worker.maps")
-
-# File times advance with the kernel's tick, at most 10 ms: a file younger than that may change once more and look the
-# same.
-_TICK = 0.02
-_TAG = struct.Struct("=QQQq")
 
 
 class SharedTable:
@@ -60,7 +54,7 @@ class SharedTable:
         The table stays as it was when this raises OSError, for a file that cannot be read or an index that cannot be
         written, or ValueError, once for each state of a file that cannot be parsed.
         """
-        tag = _tag(self._source.stat())
+        tag = filestate.tag(self._source.stat())
         if tag == self._refused or (self._index is not None and tag == self._index.tag):
             return
         # Again and again, since those who tidy /tmp may have removed it.
@@ -91,7 +85,7 @@ class SharedTable:
             left_by_the_killed.unlink()
         new = self._index_path.with_suffix(f".{os.getpid()}")
         with self._source.open("rb") as lines:
-            tag = _tag(_settled(lines.fileno()))
+            tag = filestate.tag(filestate.settled(lines.fileno()))
             try:
                 with open(new, "xb", opener=_private) as file:
                     write(file, self._entries(lines), tag)
@@ -125,19 +119,6 @@ def make_private(directory: Path) -> None:
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
-
-
-def _tag(status: os.stat_result) -> bytes:
-    """Return what tells one state of a file from another."""
-    return _TAG.pack(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-
-
-def _settled(descriptor: int) -> os.stat_result:
-    """Return the file's status once its next change will show in it."""
-    age = time.time() - os.fstat(descriptor).st_mtime
-    if 0 <= age < _TICK:
-        time.sleep(_TICK - age)
-    return os.fstat(descriptor)
 
 
 @contextlib.contextmanager

@@ -19,26 +19,29 @@ class TextFileError(ValueError):
 
 def entries(lines: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
     """Iterate over the (key, value) pairs of a file's *lines*. Raises TextFileError."""
-    for number, line in _logical_lines(lines):
+    for number, line in logical_lines(lines):
         entry = _parse(line)
         if entry is None:
-            raise TextFileError(f"line {number}: {_shown(line)} is not an entry; expected: key, blank, value")
-        if b"\0" in line:
-            raise TextFileError(f"line {number}: {_shown(line)} has a NUL byte")
+            raise TextFileError(f"line {number}: {shown(line)} is not an entry; expected: key, blank, value")
         try:
             line.decode()
         except UnicodeDecodeError:
-            raise TextFileError(f"line {number}: {_shown(line)} is not UTF-8") from None
+            raise TextFileError(f"line {number}: {shown(line)} is not UTF-8") from None
         yield entry
 
 
-def _logical_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Iterate over lines joined with those that continue them, each with the number of its first."""
+def logical_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Iterate over lines joined with those that continue them, each with the number of its first.
+
+    Without comments, blank lines, and what separates lines. Raises TextFileError.
+    """
     begin, logical = 0, b""
     for number, line in enumerate(lines, 1):
         text = line.strip()
         if not text or text.startswith(b"#"):
             continue
+        if b"\0" in line:
+            raise TextFileError(f"line {number}: {shown(line)} has a NUL byte")
         if not line[:1].isspace():
             if logical:
                 yield begin, logical
@@ -46,7 +49,7 @@ def _logical_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
         elif logical:
             logical += line.rstrip(b"\n")
         else:
-            raise TextFileError(f"line {number}: {_shown(line)} continues nothing: it begins with a blank")
+            raise TextFileError(f"line {number}: {shown(line)} continues nothing: it begins with a blank")
     if logical:
         yield begin, logical
 
@@ -59,6 +62,7 @@ def _parse(line: bytes) -> tuple[bytes, bytes] | None:
     return (match[1], match[2].rstrip()) if match else None
 
 
-def _shown(line: bytes) -> str:
+def shown(line: bytes) -> str:
+    """Return *line*, or its beginning, for an error message."""
     text = line.strip().decode("utf-8", "backslashreplace")
     return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -15,7 +15,10 @@ CACHED = 'type = "static"\nentries = { key = "value" }\ncache_ttl = "1m"\n'
 NEEDS = [
     ("urllib3", "http", 'type = "http"\n', "type"),
     ("ldap", "ldap", 'type = "ldap"\n', "type"),
+    ("lmdb", "lmdb", 'type = "lmdb"\n', "type"),
+    ("pymemcache", "memcache", 'type = "memcache"\n', "type"),
     ("pymysql", "mysql", 'type = "mysql"\n', "type"),
+    ("pcre2", "pcre", 'type = "pcre"\n', "type"),
     ("psycopg", "postgresql", 'type = "postgresql"\n', "type"),
     ("redis", "redis", 'type = "redis"\n', "type"),
     ("cachetools", "cache", CACHED, "cache_ttl"),

@@ -17,6 +17,7 @@ from tests.integration.servers.httpd import Httpd
 from tests.integration.servers.mariadb import DATABASE as MARIADB_DATABASE
 from tests.integration.servers.mariadb import PASSWORD as MARIADB_PASSWORD
 from tests.integration.servers.mariadb import Mariadb
+from tests.integration.servers.memcached import Memcached
 from tests.integration.servers.postgresql import DATABASE as POSTGRESQL_DATABASE
 from tests.integration.servers.postgresql import PASSWORD as POSTGRESQL_PASSWORD
 from tests.integration.servers.postgresql import Postgresql
@@ -59,12 +60,18 @@ def _http(server: Httpd) -> dict[str, object]:
     return {"url": f"http://127.0.0.1:{server.port}/alias/%s"}
 
 
+def _memcache(server: Memcached) -> dict[str, object]:
+    server.set(ALIASES)
+    return {}
+
+
 _KINDS: dict[str, tuple[str, Callable[..., dict[str, object]]]] = {
     "postgresql": ("postgresql", _postgresql),
     "mysql": ("mariadb", _mysql),
     "redis": ("redis_server", _redis),
     "ldap": ("slapd", _ldap),
     "http": ("httpd", _http),
+    "memcache": ("memcached", _memcache),
 }
 
 

@@ -1,4 +1,4 @@
-"""PostgreSQL, MySQL and LDAP, asked by Postfix itself and by the maps of this server: the answers are equal.
+"""PostgreSQL, MySQL, LDAP and memcached, asked by Postfix itself and by the maps here: the answers are equal.
 
 The keys are those of ``test_native_tables``, which compares SQLite and text files, and partial keys.
 """
@@ -19,6 +19,7 @@ from tests.integration.servers import mariadb as mariadb_server
 from tests.integration.servers import postgresql as postgresql_server
 from tests.integration.servers import slapd as slapd_server
 from tests.integration.servers.mariadb import Mariadb
+from tests.integration.servers.memcached import Memcached
 from tests.integration.servers.postgresql import Postgresql
 from tests.integration.servers.process import program, unavailable
 from tests.integration.servers.slapd import READER, SUFFIX, Slapd
@@ -51,6 +52,21 @@ LDAP_TABLES: dict[str, dict[str, object]] = {
         "result_attribute": ["ou", "cn"],
     },
     "attributes": {**SEARCH, "query_filter": "(description=%s)", "result_attribute": ["description", "ou"]},
+    "order": {**SEARCH, "query_filter": "(description=%s)", "result_attribute": ["ou", "description", "cn"]},
+    "subtype": {**SEARCH, "query_filter": "(description=%s)", "result_attribute": ["title", "ou"]},
+    "mixed": {
+        "search_base": SUFFIX,
+        "query_filter": "(description=all)",
+        "result_attribute": ["ou", "o", "description"],
+        "special_result_attribute": ["member"],
+        "leaf_result_attribute": ["ou"],
+    },
+    "terminal": {
+        "search_base": SUFFIX,
+        "query_filter": "(description=%s)",
+        "result_attribute": ["ou"],
+        "terminal_result_attribute": ["title"],
+    },
     "group": {
         "search_base": SUFFIX,
         "query_filter": "(&(objectClass=groupOfNames)(description=*)(!(cn=%s)))",
@@ -58,6 +74,14 @@ LDAP_TABLES: dict[str, dict[str, object]] = {
         "special_result_attribute": ["member"],
         "leaf_result_attribute": ["ou"],
     },
+}
+
+MEMCACHE_TABLES: dict[str, dict[str, object]] = {
+    "plain": {},
+    "prefix": {"key_format": "aliases:%s"},
+    "parts": {"key_format": "%u@%d"},
+    "labels": {"key_format": "%2.%1"},
+    "domain": {"domain": ["example.com", "other.test"]},
 }
 
 
@@ -130,11 +154,19 @@ def test_ldap_answers_as_postfix_does(
 ) -> None:
     for number, (key, value) in enumerate(ROWS):
         values = {"ou": str(value)} if value else {}
-        slapd.add(f"cn={number}", objectClass="inetOrgPerson", sn="x", description=key, **values)
+        # All entries of a key: where only some have a terminal attribute, Postfix forgets the others' results.
+        titled = {"title;lang-de": f"Titel {number}", "title": f"title {number}"} if number // 3 % 2 else {}
+        person = {"sn": "x", **titled, "description": key, **values}
+        slapd.add(f"cn={number}", objectClass="inetOrgPerson", **person)
     slapd.add("cn=user", objectClass="inetOrgPerson", sn="x", ou="by its name")
     people = [f"cn={number},{SUFFIX}" for number in range(4)]
     slapd.add(
-        "cn=all", objectClass=["groupOfNames", "extensibleObject"], description="all", member=people, ou="not me"
+        "cn=all",
+        objectClass=["groupOfNames", "extensibleObject"],
+        o="first",
+        description="all",
+        member=people,
+        ou="not me",
     )
     login = {"bind_dn": READER, "bind_pw": slapd_server.PASSWORD}
     url = f"ldap://127.0.0.1:{slapd.port}"
@@ -142,3 +174,57 @@ def test_ldap_answers_as_postfix_does(
     expected = native(unstarted_postfix, f"ldap:{tmp_path}/cf")
     assert expected, "a table that finds nothing compares nothing"
     assert ours(open_map("ldap", hosts=[url], **login, **LDAP_TABLES[name])) == expected
+
+
+SASL: dict[str, dict[str, object]] = {
+    "EXTERNAL": {},
+    "SCRAM-SHA-256": {"bind_dn": "postfix", "bind_pw": slapd_server.PASSWORD},
+    "DIGEST-MD5": {
+        "bind_dn": "postfix",
+        "bind_pw": slapd_server.PASSWORD,
+        "sasl_realm": "example",
+        "sasl_minssf": 56,
+    },
+}
+
+
+@pytest.mark.parametrize("mechanism", SASL)
+def test_ldap_logs_in_by_sasl_as_postfix_does(
+    unstarted_postfix: Postfix, open_map: OpenMap, slapd: Slapd, tmp_path: Path, mechanism: str
+) -> None:
+    slapd.add("cn=user", objectClass="inetOrgPerson", sn="x", description="user", ou="found")
+    url = slapd.socket_url if mechanism == "EXTERNAL" else f"ldap://127.0.0.1:{slapd.port}"
+    table = {**LDAP_TABLES["plain"], "bind": "sasl", "sasl_mechs": [mechanism], **SASL[mechanism]}
+    write(tmp_path / "cf", {"server_host": url, "version": 3, **table})
+    assert native(unstarted_postfix, f"ldap:{tmp_path}/cf", ["user", "other"]) == ["user\tfound"]
+    assert ours(open_map("ldap", hosts=[url], **table), ["user", "other"]) == ["user\tfound"]
+
+
+@pytest.mark.parametrize("chase", [False, True])
+def test_ldap_follows_referrals_as_postfix_does(
+    unstarted_postfix: Postfix, open_map: OpenMap, slapd: Slapd, tmp_path: Path, chase: bool
+) -> None:
+    slapd.add("ou=public", objectClass="organizationalUnit", ou="public")
+    slapd.add("cn=here,ou=public", objectClass="inetOrgPerson", sn="x", description="user", ou="found")
+    url = f"ldap://127.0.0.1:{slapd.port}"
+    slapd.add("ou=staff", objectClass="organizationalUnit", ou="staff")
+    target = f"{url}/ou=public,{SUFFIX}"
+    slapd.add("cn=elsewhere,ou=staff", objectClass=["referral", "extensibleObject"], ref=target)
+    login = {"bind_dn": READER, "bind_pw": slapd_server.PASSWORD}
+    table = {**LDAP_TABLES["plain"], **login, "search_base": f"ou=staff,{SUFFIX}"}
+    write(tmp_path / "cf", {"server_host": url, "version": 3, **table, "chase_referrals": "yes" if chase else "no"})
+    expected = native(unstarted_postfix, f"ldap:{tmp_path}/cf", ["user", "other"])
+    assert expected == (["user\tfound"] if chase else [])
+    assert ours(open_map("ldap", hosts=[url], **table, chase_referrals=chase), ["user", "other"]) == expected
+
+
+@pytest.mark.parametrize("name", MEMCACHE_TABLES)
+def test_memcache_answers_as_postfix_does(
+    unstarted_postfix: Postfix, open_map: OpenMap, memcached: Memcached, tmp_path: Path, name: str
+) -> None:
+    rows = {key: str(value) for key, value in ROWS if value and " " not in key}
+    memcached.set(rows | {f"aliases:{key}": value for key, value in rows.items()})
+    write(tmp_path / "cf", {"memcache": f"inet:127.0.0.1:{memcached.port}", **MEMCACHE_TABLES[name]})
+    expected = native(unstarted_postfix, f"memcache:{tmp_path}/cf")
+    assert expected, "a table that finds nothing compares nothing"
+    assert ours(open_map("memcache", hosts=[f"127.0.0.1:{memcached.port}"], **MEMCACHE_TABLES[name])) == expected

@@ -19,7 +19,7 @@ from prefork_socketmap.maps import network
 from prefork_socketmap.maps.base import Map
 from prefork_socketmap.settings import SettingError
 from prefork_socketmap.socketmap.messages import Reply, Status
-from tests.integration.servers import mariadb, postgresql, redis, slapd
+from tests.integration.servers import mariadb, memcached, postgresql, redis, slapd
 from tests.integration.servers.process import Server, free_port
 from tests.maps.opening import OpenMap
 from tests.waiting import eventually
@@ -86,10 +86,20 @@ def _ldap_start_tls(server: slapd.Slapd, tls: bool) -> tuple[int, dict[str, Any]
     return server.port, {**_ldap(server, tls=True)[1], "start_tls": tls}
 
 
+def _ldap_sasl(server: slapd.Slapd, tls: bool) -> tuple[int, dict[str, Any]]:
+    port, settings = _ldap(server, tls)
+    return port, {**settings, "bind": "sasl", "bind_dn": "postfix", "sasl_mechs": ["SCRAM-SHA-256"]}
+
+
 def _http(server: Any, tls: bool) -> tuple[int, dict[str, Any]]:
     if tls:
         return server.tls_port, {"url": "https://host/alias/%s", "tls_CAfile": str(server.tls.certificate)}
     return server.port, {"url": "http://host/alias/%s"}
+
+
+def _memcache(server: memcached.Memcached, tls: bool) -> tuple[int, dict[str, Any]]:
+    server.set({KEY: FOUND.text})
+    return server.port, {}
 
 
 _KINDS: dict[str, tuple[str, str, Callable[..., tuple[int, dict[str, Any]]], bool]] = {
@@ -100,10 +110,12 @@ _KINDS: dict[str, tuple[str, str, Callable[..., tuple[int, dict[str, Any]]], boo
     "redis": ("redis", "redis_server", _redis, False),
     "redis, TLS": ("redis", "redis_server", _redis, True),
     "ldap": ("ldap", "slapd", _ldap, False),
+    "ldap, SASL": ("ldap", "slapd", _ldap_sasl, False),
     "ldaps": ("ldap", "slapd", _ldap, True),
     "ldap, StartTLS": ("ldap", "slapd", _ldap_start_tls, True),
     "http": ("http", "httpd", _http, False),
     "https": ("http", "httpd", _http, True),
+    "memcache": ("memcache", "memcached", _memcache, False),
 }
 
 

@@ -133,7 +133,15 @@ def test_a_group_is_the_addresses_of_its_members_who_are_still_there(make: Make)
 
 def test_a_result_attribute_of_the_group_counts_as_well(make: Make) -> None:
     table = make(special_result_attribute=["member"])
-    assert table.lookup("staff@example.com") == Reply.ok("the group itself,info@example.net,a,b")
+    assert table.lookup("staff@example.com") == Reply.ok("info@example.net,a,b,the group itself")
+
+
+def test_the_cipher_suite_of_tls_is_told(make: Make, slapd: Slapd) -> None:
+    # The words are GnuTLS's or OpenSSL's, whichever the library was built with; this one is in neither.
+    settings = {"start_tls": True, "tls_ca_cert_file": str(slapd.tls.certificate)}
+    assert make(**settings).lookup("info@example.com") == Reply.ok("info@example.net")
+    wrong = make(**settings, tls_cipher_suite="NO-SUCH-CIPHER").lookup("info@example.com")
+    assert wrong == Reply.temp_fail("map m: the backend is not available")
 
 
 def test_a_terminal_attribute_ends_the_search(make: Make) -> None:
@@ -203,6 +211,26 @@ def test_tls_is_verified(make: Make, slapd: Slapd, tmp_path: Path, start_tls: bo
     assert lookup(tls_ca_cert_file=other, tls_require_cert=False) == Reply.ok("info@example.net")
 
 
+def test_the_version_of_the_protocol_is_told(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    assert make(version=2).lookup("info@example.com") == Reply.temp_fail("map m: the backend is not available")
+    assert "historical protocol version requested" in caplog.text
+
+
+def test_sasl_that_is_too_weak_is_refused(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    sasl = {"bind": "sasl", "bind_dn": "postfix", "sasl_mechs": ["SCRAM-SHA-256"]}
+    assert make(**sasl).lookup("info@example.com") == Reply.ok("info@example.net")
+    table = make(**sasl, sasl_minssf=56)
+    assert table.lookup("info@example.com") == Reply.temp_fail("map m: the backend is not available")
+    assert PASSWORD not in caplog.text
+
+
+def test_sasl_can_act_as_another_only_if_the_server_lets_it(make: Make) -> None:
+    sasl = {"bind": "sasl", "bind_dn": "postfix", "sasl_mechs": ["SCRAM-SHA-256"]}
+    assert make(**sasl, sasl_authz_id="u:postfix").lookup("info@example.com") == Reply.ok("info@example.net")
+    denied = make(**sasl, sasl_authz_id="u:somebody").lookup("info@example.com")
+    assert denied == Reply.temp_fail("map m: the backend is not available")
+
+
 def test_the_password_can_be_in_a_file(open_map: OpenMap, make: Make, slapd: Slapd, tmp_path: Path) -> None:
     (tmp_path / "password").write_text(PASSWORD + "\n")
     table = open_map(
@@ -235,6 +263,10 @@ def test_no_error_and_no_log_line_has_the_password(make: Make, caplog: pytest.Lo
         ({"result_attribute": []}, r"maps\.m\.result_attribute: \[\] is not accepted here"),
         ({"recursion_limit": 0}, r"maps\.m\.recursion_limit: 0 is not accepted here"),
         ({"hosts": ["http://host"]}, r"maps\.m\.hosts: 'http://host' is not accepted here"),
+        ({"version": 4}, r"maps\.m\.version: 4 is not accepted here"),
+        ({"bind": "yes"}, r"maps\.m\.bind: 'yes' is not accepted here; expected one of \"simple\", \"sasl\""),
+        ({"bind": "sasl", "version": 2}, r"maps\.m\.version: has to be 3 with bind = \"sasl\""),
+        ({"sasl_realm": "x"}, r"maps\.m\.sasl_realm: goes with bind = \"sasl\" only"),
         ({"bind_pw_env": "NO_SUCH_VARIABLE"}, r"maps\.m\.bind_pw_env: the environment has no variable"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -22,6 +23,9 @@ include /etc/ldap/schema/inetorgperson.schema
 modulepath /usr/lib/ldap
 moduleload back_mdb
 pidfile {directory}/pid
+# Who logs in by SASL, with the password that is in the entry or over the Unix socket, is the reader.
+authz-regexp "uid=([^,]*),(cn=[^,]*,)?cn=[^,]*,cn=auth" "uid=$1,{suffix}"
+authz-regexp "gidNumber=[0-9]*\\+uidNumber=[0-9]*,cn=peercred,cn=external,cn=auth" "uid=postfix,{suffix}"
 TLSCertificateFile {certificate}
 TLSCertificateKeyFile {key}
 TLSCACertificateFile {certificate}
@@ -31,13 +35,15 @@ rootdn "{manager}"
 rootpw "{password}"
 directory {directory}/data
 dbnosync
+# A client that follows a referral comes back without a name.
+access to dn.subtree="ou=public,{suffix}" by * read
 # Anonymous clients may only log in, so a test that binds notices when it has not.
 access to * by users read by anonymous auth
 """
 
 
 class Slapd(Server):
-    """slapd with StartTLS, and ldaps on ``tls_port``. Who has logged in may read."""
+    """slapd with StartTLS, ldaps on ``tls_port``, and a Unix socket. Who has logged in may read."""
 
     user = "openldap"
 
@@ -46,6 +52,7 @@ class Slapd(Server):
         self._ldap = library("ldap", "ldap")
         self.tls = Certificate(self.directory, self.user)
         self.tls_port = free_port()
+        self.socket_url = f"ldapi://{quote(str(self.directory / 'socket'), safe='')}"
         data = self.directory / "data"
         data.mkdir()
         self.give_away(data)
@@ -62,7 +69,7 @@ class Slapd(Server):
         )
 
     def command(self) -> list[str]:
-        urls = f"ldap://127.0.0.1:{self.port} ldaps://127.0.0.1:{self.tls_port}"
+        urls = f"ldap://127.0.0.1:{self.port} ldaps://127.0.0.1:{self.tls_port} {self.socket_url}"
         return [program("slapd", "slapd"), "-d", "0", "-f", str(self._configuration), "-h", urls]
 
     def is_ready(self) -> bool:
@@ -85,9 +92,11 @@ class Slapd(Server):
         """Remove what ``add`` has added, and leave the suffix and the reader."""
         connection = self._bound()
         with contextlib.suppress(self._ldap.NO_SUCH_OBJECT):
-            found = connection.search_s(SUFFIX, self._ldap.SCOPE_SUBTREE, attrlist=["1.1"])
+            # Of an entry that refers to another server the entry itself, and not the other server, is meant.
+            itself = [library("ldap.controls.simple", "ldap").ManageDSAITControl()]
+            found = connection.search_ext_s(SUFFIX, self._ldap.SCOPE_SUBTREE, attrlist=["1.1"], serverctrls=itself)
             for dn in sorted((dn for dn, _ in found), key=len, reverse=True):
-                connection.delete_s(dn)
+                connection.delete_ext_s(dn, serverctrls=itself)
         connection.unbind_s()
         self.add("", objectClass=["dcObject", "organization"], o="Example", dc="example")
         self.add("uid=postfix", objectClass=["account", "simpleSecurityObject"], uid="postfix", userPassword=PASSWORD)
