@@ -18,8 +18,8 @@ from collections.abc import Callable
 
 from prefork_socketmap.prefork.listener import Endpoint
 from prefork_socketmap.prefork.master import Master
-from prefork_socketmap.prefork.observer import Observer
-from prefork_socketmap.prefork.succession import StartError
+from prefork_socketmap.prefork.plan import Observer
+from prefork_socketmap.prefork.reload import StartError
 from prefork_socketmap.prefork.worker import flush_output, leave_process
 
 log = logging.getLogger("prefork_socketmap.master")
@@ -91,12 +91,13 @@ def _be_master(make_master: Callable[[Observer, socket.socket], Master], link: s
     status = 1
     try:
         # A handler of the parent's program is not ours.
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            with contextlib.suppress(ValueError):
-                signal.signal(number, signal.SIG_DFL)
+        for number in signal.valid_signals():
+            if callable(signal.getsignal(number)):
+                with contextlib.suppress(ValueError):
+                    signal.signal(number, signal.SIG_DFL)
         reporter = _Reporter(link)
-        reporter.master = make_master(reporter, link)
         try:
+            reporter.master = make_master(reporter, link)
             reporter.master.run()
             status = 0
         except Exception as error:

@@ -36,7 +36,7 @@ class Config:
     write_timeout: float = _seconds(100.0)
     """For one reply."""
     idle_timeout: float = _seconds(10.0)
-    """How long a worker waits for a silent client before it closes the connection, where it cannot park it."""
+    """After so much silence a connection may be closed to make room for a new one; 0: never."""
     lookup_timeout: float = _seconds(30.0)
     """How long one lookup may take; then it is interrupted and the client gets TIMEOUT."""
     max_request_size: int = _count(100000, 1)
@@ -52,11 +52,10 @@ class Config:
     max_idle: float = _seconds(100.0)
     """A worker beyond the spare ones leaves after so long without a connection."""
     max_connections: int = _count(0)
-    """The most connections at a time, parked ones included. One more is closed at once."""
-    park_timeout: float = _seconds(3600.0)
-    """How long a silent connection is kept open; 0: it is closed after idle_timeout instead of being parked."""
-    max_parked: int = _count(0)
-    """The most parked connections; beyond, the oldest is closed. 0: as many as the descriptor limit allows."""
+    """The most connections at a time; 0: as many as the limit of open files allows. For one more, the connection that
+    has been silent for longest is closed, if it is idle; otherwise the new one is refused."""
+    keepalive_timeout: float = _seconds(3600.0)
+    """How long a silent connection is kept open; 0: for ever."""
     stop_timeout: float = _seconds(30.0)
     """How long a graceful stop waits for lookups under way before it kills them."""
     backlog: int = _count(4096, 1, 65535)

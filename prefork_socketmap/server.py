@@ -14,12 +14,11 @@ from typing import TypeVar
 
 from prefork_socketmap.background import BackgroundMaster
 from prefork_socketmap.config import Config
-from prefork_socketmap.prefork.generation import Plan
+from prefork_socketmap.prefork.counters import SlotCounters
 from prefork_socketmap.prefork.listener import Endpoint
 from prefork_socketmap.prefork.master import Master
-from prefork_socketmap.prefork.observer import Observer
-from prefork_socketmap.prefork.tallies import Tallies
-from prefork_socketmap.service import DefaultLookup, Lookup, Service, tally_names
+from prefork_socketmap.prefork.plan import Observer, Plan
+from prefork_socketmap.service import DefaultLookup, Lookup, Service, counter_names
 
 AnyLookup = TypeVar("AnyLookup", bound=Lookup)
 AnyDefaultLookup = TypeVar("AnyDefaultLookup", bound=DefaultLookup)
@@ -173,13 +172,13 @@ class Server:
             raise RuntimeError("no endpoint is named: call listen() first")
 
     def _plan(self) -> Plan:
-        names = tally_names(self._maps, has_default=self._default is not None)
+        names = counter_names(self._maps, has_default=self._default is not None)
         return Plan(tuple(self._endpoints), self._config, self._start_worker, names)
 
-    def _start_worker(self, tallies: Tallies) -> Service:
+    def _start_worker(self, counters: SlotCounters) -> Service:
         for function in self._worker_starts:
             function()
-        return Service(self._maps, self._default, self._config, tallies)
+        return Service(self._maps, self._default, self._config, counters)
 
 
 class _Foreground:

@@ -9,12 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from time import monotonic
 
 from prefork_socketmap.config import Config
-from prefork_socketmap.prefork.connection import Connection, Ending
-from prefork_socketmap.prefork.job import Job
-from prefork_socketmap.prefork.tallies import Tallies, Tally
+from prefork_socketmap.prefork.connection import Connection
+from prefork_socketmap.prefork.counters import JobCounters, SlotCounters
 from prefork_socketmap.prefork.worker import Overdue
 from prefork_socketmap.socketmap import netstring
 from prefork_socketmap.socketmap.messages import (
@@ -24,6 +22,7 @@ from prefork_socketmap.socketmap.messages import (
     ReplyTooLargeError,
     Status,
     encode_reply,
+    printable,
     split_request,
 )
 
@@ -35,15 +34,15 @@ DefaultLookup = Callable[[str, str], Answer]
 log = logging.getLogger("prefork_socketmap.worker")
 lookups = logging.getLogger("prefork_socketmap.worker.lookups")
 
-COLUMNS = tuple(Status)
-"""What the columns of a map's tally count."""
-_COLUMN = {status.prefix: index for index, status in enumerate(COLUMNS)}  # the hash of an Enum's member is slow
+ENDINGS = tuple(Status)
+"""The ways for a lookup to end, as a map's counters have them."""
+_ENDING = {status.prefix: index for index, status in enumerate(ENDINGS)}  # the hash of an Enum's member is slow
 ANY_OTHER_MAP = "(default)"
 NO_SUCH_MAP = "(unknown)"
 
 _OK = Status.OK  # Enum looks its members up in a slow way
 _NOT_FOUND = Reply.not_found()
-_MALFORMED = Reply.perm_fail("malformed request")
+_MALFORMED = Reply.perm_fail("malformed request").encode()
 _NO_SUCH_MAP = Reply.temp_fail("the lookup map does not exist")
 _FAILED = Reply.temp_fail("lookup failed")
 _TIMED_OUT = Reply.timeout("lookup timed out")
@@ -54,8 +53,8 @@ _INVALID = Reply.temp_fail("invalid reply")
 class Service:
     """Answers lookups from *maps*, by name, and from *default* for any other name.
 
-    ``service(connection)`` serves one connection and returns when it has ended or has to be let go of. Each lookup is
-    counted in its map's tally (see ``tally_names``); with *log_lookups* it is logged on a line of its own, too.
+    ``service(connection)`` serves one turn of a connection. Each lookup is counted in its map's counters (see
+    ``counter_names``); with *log_lookups* it is logged on a line of its own, too.
     """
 
     def __init__(
@@ -63,61 +62,67 @@ class Service:
         maps: Mapping[str, Lookup],
         default: DefaultLookup | None,
         config: Config,
-        tallies: Tallies,
+        counters: SlotCounters,
         *,
         log_lookups: bool = False,
     ) -> None:
-        self._maps = {name: (lookup, tallies[name]) for name, lookup in maps.items()}
-        self._others = default or _no_such_map, tallies[name_of_others(default is not None)]
-        self._max_request_size = config.max_request_size
+        self._maps = {name: (lookup, counters[name]) for name, lookup in maps.items()}
+        self._others = default or _no_such_map, counters[name_of_others(default is not None)]
+        self._split = netstring.Splitter(config.max_request_size).split
         self._max_reply_size = config.max_reply_size
-        self._read_timeout = config.read_timeout or float("inf")
-        self._write_timeout = config.write_timeout
         self._log_lookups = log_lookups
 
     def __call__(self, connection: Connection) -> None:
-        """Answer the requests on *connection*, in order, until it ends."""
-        decoder = netstring.Decoder(self._max_request_size)
-        deadline = None
+        """Answer the requests that have arrived, in order, as many as one turn has room for; keep the rest."""
+        data = connection.receive()
+        begin = 0
         while True:  # not "while data": CPython 3.11 does not optimize a function for a loop with a condition
-            data = connection.receive_until(deadline) if deadline else connection.await_request()
-            if not data:
+            if begin == len(data):
                 return
-            decoder.feed(data)
-            while decoder.pending:
-                try:
-                    payload = decoder.next()
-                except netstring.FramingError as error:
-                    self._refuse(connection, error)
+            try:
+                payload, end = self._split(data, begin)
+            except netstring.FramingError as error:
+                log.warning("[%s]: malformed request: %s", connection.client, error)
+                connection.refuse(netstring.encode(_MALFORMED))
+                return
+            if payload is None:
+                data, begin = data[begin:], 0
+                rest = connection.receive_rest(end)
+                if not rest:
+                    connection.keep_rest(data, end)
                     return
-                if payload is None:
-                    deadline = deadline or monotonic() + self._read_timeout
-                    break
-                deadline = None
-                if not connection.send(netstring.encode(self._answer(payload, connection)), self._write_timeout):
-                    return
-
-    def _refuse(self, connection: Connection, error: netstring.FramingError) -> None:
-        log.warning("%s: malformed request: %s", connection.client, error)
-        if connection.send(netstring.encode(_MALFORMED.encode()), self._write_timeout):
-            connection.ending = Ending.REFUSED
+                data += rest
+                continue
+            begin = end
+            sent = connection.send(netstring.encode(self._answer(payload, connection)))
+            if begin < len(data) and not (sent and connection.may_go_on()):
+                connection.keep_turn(data[begin:])
+                return
 
     def _answer(self, payload: bytes, connection: Connection) -> bytes:
         """Return the payload of the reply to a request's payload."""
         try:
             name, key = split_request(payload)
         except MalformedRequestError as error:
-            log.warning("%s: malformed request: %s", connection.client, error)
-            return _MALFORMED.encode()
-        lookup, tally = self._maps.get(name) or self._default(name)
+            log.warning("[%s]: malformed request: %s", connection.client, error)
+            return _MALFORMED
+        lookup, counters = self._maps.get(name) or self._default(name)
         job = connection.job
-        answer = self._look_up(name, key, lookup, tally, job)
+        try:
+            try:
+                job.begin(counters)
+                answer = lookup(key)
+            finally:
+                job.end()
+        except BaseException as error:  # noqa: BLE001 - a SystemExit, too, is the lookup's failure
+            job.end()  # again: an interruption may have hit right before the first time
+            answer = self._failure(name, key, error)
         status, reply = self._encode(name, key, answer)
-        tally.count(_COLUMN[status.prefix], job.seconds)
+        counters.count(_ENDING[status.prefix], job.seconds)
         if self._log_lookups:
             # What the client wrote stands last, and in brackets as in Postfix's log: a key may hold ", status=OK".
             lookups.info(
-                "lookup: client=%s, status=%s, time=%.1f ms, map=%s, key=<%s>",
+                "lookup: client=%s, status=%s, time=%.1f ms, map=<%s>, key=<%s>",
                 connection.client,
                 status.value,
                 job.seconds * 1000,
@@ -139,40 +144,39 @@ class Service:
                 raise InvalidReplyError(f"{type(answer).__name__}; return a str, a Reply, or None for 'not found'")
             return status, encode_reply(status, text, self._max_reply_size)
         except ReplyTooLargeError as error:
-            log.error("map %r, key %r: %s", name, key, error)
+            log.error("map <%s>, key <%s>: %s", printable(name), printable(key), error, extra=self._about(name))
             reply = _TOO_LARGE
         except InvalidReplyError as error:
-            log.error("map %r, key %r: the map returned %s", name, key, error)
+            text = "map <%s>, key <%s>: the map returned %s"
+            log.error(text, printable(name), printable(key), error, extra=self._about(name))
             reply = _INVALID
         return reply.status, reply.encode()
 
-    def _default(self, name: str) -> tuple[Lookup, Tally]:
-        lookup, tally = self._others
-        return partial(lookup, name), tally
+    def _default(self, name: str) -> tuple[Lookup, JobCounters]:
+        lookup, counters = self._others
+        return partial(lookup, name), counters
 
-    def _look_up(self, name: str, key: str, lookup: Lookup, tally: Tally, job: Job) -> Answer:
-        """Return what *lookup* says to *key*; whatever goes wrong in it becomes a reply."""
-        try:
-            try:
-                job.begin(tally.index)
-                return lookup(key)
-            finally:
-                job.end()
-        except (TimeoutError, Overdue):
-            job.end()  # again: the interruption may have hit right before the first time
-            log.warning("map %r, key %r: lookup timed out", name, key)
+    def _failure(self, name: str, key: str, error: BaseException) -> Reply:
+        """Return the reply to a lookup that has raised *error*; the log tells more than the client."""
+        if isinstance(error, TimeoutError | Overdue):
+            text = "map <%s>, key <%s>: lookup timed out"
+            log.warning(text, printable(name), printable(key), extra=self._about(name))
             return _TIMED_OUT
-        except BaseException:  # a SystemExit, too, is the lookup's failure, and no reason for the worker to go
-            log.exception("map %r, key %r: lookup failed", name, key)
-            return _FAILED
+        text = "map <%s>, key <%s>: lookup failed"
+        log.error(text, printable(name), printable(key), exc_info=error, extra=self._about(name))
+        return _FAILED
+
+    def _about(self, name: str) -> Mapping[str, str]:
+        """Return what a line of the log is about, for who counts those that repeat: clients make up other names."""
+        return {"map": name if name in self._maps else ANY_OTHER_MAP}
 
 
 def _no_such_map(_name: str, _key: str) -> Reply:
     return _NO_SUCH_MAP
 
 
-def tally_names(maps: Iterable[str], *, has_default: bool) -> list[str]:
-    """Return the names that a service needs tallies for: its maps', and one for all other names."""
+def counter_names(maps: Iterable[str], *, has_default: bool) -> list[str]:
+    """Return the names that a service needs counters for: its maps', and one for all other names."""
     return [*maps, name_of_others(has_default)]
 
 

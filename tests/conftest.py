@@ -12,4 +12,5 @@ pytest_plugins = [
     "tests.integration.servers.slapd",
     "tests.maps.opening",
     "tests.serving",
+    "tests.crowd",  # it uses the one above
 ]

@@ -20,6 +20,8 @@ from types import TracebackType
 import pytest
 
 from prefork_socketmap import Config, Endpoint, RunningServer, Server
+from prefork_socketmap.prefork.counters import server_counter
+from prefork_socketmap.prefork.scoreboard import Row, Scoreboard, State
 from prefork_socketmap.service import DefaultLookup, Lookup
 from prefork_socketmap.socketmap import netstring
 from tests.waiting import eventually
@@ -201,6 +203,23 @@ class Site:
 
         return eventually(so_many, DEADLINE)
 
+    def rows(self) -> list[Row]:
+        """Return the rows of the scoreboard that workers have."""
+        return rows_of(self.pid)
+
+    def await_idle(self) -> None:
+        """Wait until no worker has a client in hand."""
+        eventually(lambda: all(is_free(row) for row in self.rows()), DEADLINE, "idle workers")
+
+    def counted(self, group: str, name: str) -> int:
+        """Return one of the server's counters."""
+        return scoreboard(self.pid).server_counters()[server_counter(group, name)]
+
+    def await_count(self, group: str, name: str, number: int) -> None:
+        """Wait until one of the server's counters says so; it may be late, not wrong."""
+        eventually(lambda: self.counted(group, name) >= number, DEADLINE, f"{number} {group} {name}")
+        assert self.counted(group, name) == number
+
     def close(self) -> None:
         """Hang up all clients, and stop the server."""
         for client in self._clients:
@@ -291,6 +310,11 @@ def serving(endpoint: str) -> Client:
     return eventually(connect, DEADLINE)
 
 
+def abrupt(endpoint: str) -> End:
+    """Return how a connection ends that the server gives up: by reset, which a Unix socket does not have."""
+    return End.RESET if endpoint.startswith("inet:") else End.ORDERLY
+
+
 def end_of_newcomer(endpoint: str) -> End:
     """Connect to *endpoint*, say nothing, and return how the server ends that."""
     try:
@@ -336,6 +360,38 @@ def title(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode()
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def scoreboard(pid: int) -> Scoreboard:
+    """Return the scoreboard of a master, as it is now: it grows with the number of workers."""
+    # It may have inherited others, from a test that has used some of its own.
+    return next(board for board in map(Scoreboard.read, memories_of(pid, "scoreboard")) if board.pid == pid)
+
+
+def kept(pid: int) -> int:
+    """Return how many bytes of memory the connections of a master wait with."""
+    return memories_of(pid, "buffers")[0].stat().st_blocks * 512
+
+
+def memories_of(pid: int, name: str) -> list[Path]:
+    """Return where a process has its memory with this name."""
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if str(link.readlink()).startswith(f"/memfd:{name} "):
+                found.append(link)
+    assert found, f"process {pid} has no memory with the name {name}"
+    return found
+
+
+def rows_of(pid: int) -> list[Row]:
+    """Return the rows that the workers of a master have on its scoreboard."""
+    return [row for row in scoreboard(pid).rows() if row.state is not State.FREE]
+
+
+def is_free(row: Row) -> bool:
+    """Whether a worker waits for clients, on duty or in reserve, and has none in hand."""
+    return row.state in (State.IDLE, State.RESERVE) and not row.held
 
 
 def descriptors(pid: int, below: float = float("inf")) -> Counter[str]:

@@ -24,8 +24,7 @@ DEFAULTS = {
     "max_use": 0,
     "max_idle": 100.0,
     "max_connections": 0,
-    "park_timeout": 3600.0,
-    "max_parked": 0,
+    "keepalive_timeout": 3600.0,
     "stop_timeout": 30.0,
     "backlog": 4096,
 }
@@ -75,7 +74,6 @@ def test_a_wrong_count_names_the_field_and_what_is_accepted(name: str, value: ob
         ("max_reply_size", 0, None),
         ("max_use", 0, None),
         ("max_connections", 0, None),
-        ("max_parked", 0, None),
     ],
 )
 def test_a_count_is_taken_within_its_bounds_and_not_beyond(name: str, least: int, most: int | None) -> None:

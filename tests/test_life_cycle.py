@@ -20,15 +20,16 @@ from prefork_socketmap import Config, ListenError, Server
 from tests.serving import (
     DEADLINE,
     Client,
-    End,
     Fork,
     Gate,
     Serve,
+    abrupt,
     await_end,
     children,
     descriptors,
     exit_code,
     is_alive,
+    kept,
     kill,
     say_ok,
     serving,
@@ -110,8 +111,8 @@ def test_half_a_request_does_not_hold_up_a_stop(foreground: Foreground, address:
     process = foreground(Config(stop_timeout=0, read_timeout=0))
     with Client(address) as client:
         assert client.ask(b"ok key") == b"OK ok"
-        client.sock.sendall(b"6:ok")
-        eventually(lambda: any("serving" in title(worker) for worker in children(pid_of(process))))
+        client.send(b"6:ok")
+        eventually(lambda: kept(pid_of(process)), DEADLINE, "the half that waits")
         kill(pid_of(process), signal.SIGTERM)
         client.end()
     assert exit_code(process) == 0
@@ -122,7 +123,7 @@ def test_term_closes_idle_connections_by_reset(foreground: Foreground, address: 
     with Client(address) as fresh, Client(address) as served:
         assert served.ask(b"ok key") == b"OK ok"
         kill(pid_of(process), signal.SIGTERM)
-        expected = End.RESET if address.startswith("inet:") else End.ORDERLY
+        expected = abrupt(address)
         assert served.end() is expected
         assert fresh.end() is expected
     assert exit_code(process) == 0
@@ -173,7 +174,7 @@ def test_a_signal_from_the_terminal_to_all_processes_leaves_the_rest_to_the_mast
 ) -> None:
     process = foreground()
     worker = children(pid_of(process))[0]
-    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
         kill(worker, number)
     with Client(address) as client:
         for _ in range(20):
@@ -197,9 +198,9 @@ def test_the_socket_file_is_removed_by_a_stop(fork: Fork, directory: Path, numbe
 def test_a_worker_that_ends_leaves_the_socket_file(serve: Serve, directory: Path) -> None:
     path = directory / "socket"
     site = serve({"ok": say_ok}, Config(process_limit=1), f"unix:{path}")
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    for pid, number in ((site.pid, signal.SIGHUP), (0, signal.SIGKILL)):
         [worker] = site.await_workers(1)
-        kill(worker, number)
+        kill(pid or worker, number)
         await_end(worker)
         with site.connect() as client:
             assert client.ask(b"ok key") == b"OK ok"
@@ -238,13 +239,13 @@ def test_a_socket_that_a_killed_server_left_is_replaced(serve: Serve, directory:
 
 def test_a_killed_master_leaves_no_worker(serve: Serve, endpoint: str) -> None:
     site = serve({"ok": say_ok}, endpoint=endpoint)
-    with site.connect() as parked, site.connect() as fresh:
-        assert parked.ask(b"ok key") == b"OK ok"
+    with site.connect() as silent, site.connect() as fresh:
+        assert silent.ask(b"ok key") == b"OK ok"
         workers = site.workers
         assert workers
         kill(site.pid)
         await_end(site.pid, *workers)
-        parked.end()
+        silent.end()
         fresh.end()
 
 
@@ -264,10 +265,14 @@ def test_a_lookup_under_way_is_answered_although_the_master_was_killed(
     await_end(*workers)
 
 
-def test_a_worker_that_waits_for_a_silent_client_ends_with_a_killed_master(serve: Serve, endpoint: str) -> None:
-    site = serve({"ok": say_ok}, Config(park_timeout=0, idle_timeout=0), endpoint)
+def test_clients_that_send_half_a_request_keep_no_worker_when_the_master_was_killed(
+    serve: Serve, endpoint: str
+) -> None:
+    site = serve({"ok": say_ok}, Config(read_timeout=0, keepalive_timeout=0), endpoint)
     with site.connect() as client:
         assert client.ask(b"ok key") == b"OK ok"
+        client.send(b"6:ok")
+        eventually(lambda: kept(site.pid), DEADLINE, "the half that waits")
         workers = site.workers
         kill(site.pid)
         await_end(site.pid, *workers)
@@ -286,6 +291,42 @@ def test_a_killed_worker_is_replaced_and_costs_one_connection(serve: Serve, endp
             if not victim.is_open:
                 victim = site.connect()
         assert bystander.ask(b"ok key") == b"OK ok"
+
+
+def fork_and_live_on(key: str) -> str:
+    """Fork a child that does nothing, write its pid to the file *key*, and wait as long as it does."""
+    child = os.fork()
+    if child == 0:
+        while True:
+            signal.pause()
+    Path(key).write_text(str(child))
+    os.waitpid(child, 0)
+    return "done"
+
+
+@pytest.mark.parametrize("served_before", [False, True], ids=["newcomer", "in the table"])
+def test_a_killed_workers_connection_ends_whatever_children_of_it_live_on(
+    serve: Serve, endpoint: str, directory: Path, *, served_before: bool
+) -> None:
+    site = serve({"fork": fork_and_live_on, "ok": say_ok}, endpoint=endpoint)
+    pid_file = directory / "child"
+    with site.connect() as bystander:
+        assert bystander.ask(b"ok key") == b"OK ok"
+        client = site.connect()
+        if served_before:
+            assert client.ask(b"ok key") == b"OK ok"
+            site.await_idle()
+        client.request(f"fork {pid_file}".encode())
+        eventually(lambda: pid_file.exists() and pid_file.read_text(), DEADLINE, "a child")
+        child = int(pid_file.read_text())
+        try:
+            (worker,) = [pid for pid in site.workers if child in children(pid)]
+            kill(worker)
+            assert client.end() is abrupt(endpoint)
+            assert is_alive(child)
+            assert bystander.ask(b"ok key") == b"OK ok"
+        finally:
+            kill(child)
 
 
 def crash() -> None:
@@ -310,7 +351,8 @@ def test_a_lookup_that_ends_its_process_loses_itself_alone(serve: Serve, endpoin
         assert bystander.ask(b"ok key") == b"OK ok"
         with site.connect() as client:
             client.request(b"fatal " + death.encode())
-            assert client.end() is (End.RESET if endpoint.startswith("inet:") else End.ORDERLY)
+            assert client.end() is abrupt(endpoint)
+        site.await_count("workers", "died", 1)
         assert bystander.ask(b"ok key") == b"OK ok"
         site.await_workers(2)
         with site.connect() as client:
@@ -368,6 +410,53 @@ def test_a_worker_that_cannot_start_is_tried_again_after_a_growing_pause(serve: 
     assert third - second >= 1.9
 
 
+class Moods:
+    """How workers start: ``mood`` is 0: well; 1: not in this life; 2: with SIGKILL."""
+
+    def __init__(self) -> None:
+        self._mood = multiprocessing.RawValue("b", 0)
+
+    def __call__(self) -> None:
+        if self._mood.value == 1:
+            time.sleep(60)
+        elif self._mood.value == 2:
+            kill(os.getpid())
+
+    def set(self, mood: int) -> None:
+        self._mood.value = mood
+
+
+def test_workers_that_somebody_kills_while_they_start_are_replaced_without_a_pause(serve: Serve) -> None:
+    moods = Moods()
+    site = serve({"ok": say_ok}, Config(process_limit=5, min_spare=3), on_worker_start=moods)
+    site.await_workers(3)
+    moods.set(1)
+    for _ in range(10):
+        before = site.workers
+        for worker in before:
+            kill(worker)
+        eventually(lambda: len(set(site.workers) - set(before)) == 3, DEADLINE, "three new workers")  # noqa: B023
+    moods.set(0)
+    for worker in site.workers:
+        kill(worker)
+    site.await_workers(3)
+    assert site.counted("workers", "throttled") == 0
+    with site.connect() as client:
+        assert client.ask(b"ok key") == b"OK ok"
+
+
+def test_workers_that_are_killed_on_and_on_while_they_start_make_a_pause(serve: Serve) -> None:
+    moods = Moods()
+    site = serve({"ok": say_ok}, Config(process_limit=1), on_worker_start=moods)
+    [worker] = site.await_workers(1)
+    moods.set(2)
+    kill(worker)
+    eventually(lambda: site.counted("workers", "throttled") >= 1, DEADLINE, "a pause")
+    assert site.counted("workers", "spawned") < 200
+    moods.set(0)
+    site.await_workers(1)
+
+
 def test_workers_that_fail_together_make_one_pause(serve: Serve) -> None:
     """Were each failure to double the pause, five workers together would keep the server waiting for long."""
     starts = Starts()
@@ -391,13 +480,13 @@ def test_hup_replaces_the_workers_and_what_they_opened(serve: Serve, endpoint: s
     starts = Starts()
     site = serve({"ok": say_ok}, Config(process_limit=2), endpoint, on_worker_start=starts)
     workers = site.await_workers(2)
-    with site.connect() as parked, site.connect() as fresh:
-        assert parked.ask(b"ok key") == b"OK ok"
+    with site.connect() as silent, site.connect() as fresh:
+        assert silent.ask(b"ok key") == b"OK ok"
         kill(site.pid, signal.SIGHUP)
         await_end(*workers)
         site.await_workers(2)
         assert len(starts.times) == 4
-        assert parked.ask(b"ok key") == b"OK ok"
+        assert silent.ask(b"ok key") == b"OK ok"
         assert fresh.ask(b"ok key") == b"OK ok"
     with site.connect() as newcomer:  # at the same port, though the kernel chose it
         assert newcomer.ask(b"ok key") == b"OK ok"
@@ -430,6 +519,41 @@ def test_a_reload_that_fails_changes_nothing(serve: Serve, endpoint: str) -> Non
         assert client.ask(b"ok key") == b"OK ok"
     with site.connect() as client:
         assert client.ask(b"ok key") == b"OK ok"
+
+
+def take_all_signals() -> None:
+    """What a library that a map imports may do."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def test_no_code_of_a_map_keeps_workers_from_leaving(serve: Serve, endpoint: str) -> None:
+    site = serve({"who": who}, Config(process_limit=3, min_spare=3), endpoint, on_worker_start=take_all_signals)
+    with site.connect() as client:
+        for _ in range(3):
+            workers = site.await_workers(3)
+            kill(site.pid, signal.SIGHUP)
+            await_end(*workers)
+            assert int(client.ask(b"who key").removeprefix(b"OK ")) not in workers
+    workers = site.await_workers(3)
+    site.server.shutdown()
+    assert not any(map(is_alive, workers))
+
+
+def test_a_stop_does_not_wait_for_a_worker_that_is_still_starting(serve: Serve, gate: Gate) -> None:
+    starts = multiprocessing.RawValue("b", 0)
+
+    def start() -> None:
+        if starts.value:
+            gate.lookup("")
+
+    site = serve({"ok": say_ok}, Config(process_limit=2, stop_timeout=0), on_worker_start=start)
+    site.await_workers(2)
+    starts.value = 1
+    kill(site.pid, signal.SIGHUP)
+    gate.await_arrival()
+    site.server.shutdown()
+    await_end(site.pid)
 
 
 def test_reloads_in_quick_succession_end_with_a_whole_pool(serve: Serve, endpoint: str) -> None:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from prefork_socketmap.daemon.report import Counters, Finding, MapReport, Report, WorkerReport
-from prefork_socketmap.prefork.tallies import BOUNDS
+from prefork_socketmap.prefork.counters import BOUNDS
 
 
 def render(finding: Finding) -> str:
@@ -25,21 +25,9 @@ def _report(report: Report) -> dict[str, Any]:
     return {
         "started": report.started,
         "generation": report.generation,
-        "connections": {
-            "active": report.active,
-            "parked": report.parked,
-            "accepted": report.accepted,
-            "refused": report.refused,
-            "closed_by_limits": report.closed_by_limits,
-        },
-        "workers": {
-            "spawned": report.spawned,
-            "died": report.died,
-            "killed": report.killed,
-            "throttled": report.throttled,
-            "states": report.count_states(),
-        },
-        "reloads": {"good": report.reloads_good, "refused": report.reloads_refused},
+        **{group: dict(numbers) for group, numbers in report.events.items()},
+        "connections": {"active": report.active, "silent": report.silent, **report.events["connections"]},
+        "workers": {**report.events["workers"], "states": report.count_states()},
         "maps": {each.name: _map(each) for each in report.maps},
         "slots": [_slot(each) for each in report.workers],
     }

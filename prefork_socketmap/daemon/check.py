@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefork_socketmap.daemon import configfile
-from prefork_socketmap.daemon.configfile import Settings
-from prefork_socketmap.prefork.takeover import TakeoverError, refuse_another_layout
+from prefork_socketmap.daemon import configfile, log, trust
+from prefork_socketmap.daemon.configfile import LogSettings, Settings
+from prefork_socketmap.prefork.upgrade import UpgradeError, is_for_upgrade, refuse_another_layout
 from prefork_socketmap.settings import SettingError
 
 if TYPE_CHECKING:
@@ -26,10 +26,15 @@ def check(arguments: argparse.Namespace) -> int:
     """Check the config file and open its maps; print what is wrong and return the exit code."""
     try:
         refuse_another_layout()
-    except TakeoverError as error:
+    except UpgradeError as error:
         print(f"prefork-socketmap: {error}", file=sys.stderr)
         return os.EX_UNAVAILABLE
     settings = configfile.load(arguments.config)
+    if is_for_upgrade():  # otherwise the server may be, or become, another user's
+        trust.refuse_places(settings.places)
+    log.set_up("check", LogSettings(level="warning", budget=0), waits=True)
+    for warning in trust.examine(settings):
+        print(f"prefork-socketmap: warning: {warning}", file=sys.stderr)
     sys.stdout.flush()
     child = os.fork()
     if child == 0:

@@ -33,8 +33,9 @@ Table = Mapping[str, object]
 _LOOPBACK = ["127.0.0.0/8", "::1/128"]
 _LEVELS = ("debug", "info", "warning", "error")
 _DESTINATIONS = ("stderr", "syslog")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MODE = re.compile(r"0?[0-7]{3}")
-_KEYS = ("listen", "allow", "user", "group", "pid_file", "runtime_dir", "log", "maps", "default_map")
+_KEYS = ("listen", "allow", "user", "group", "environment", "pid_file", "runtime_dir", "log", "maps", "default_map")
 _LISTEN_KEYS = ("endpoint", "mode", "owner", "group", "backlog")
 
 
@@ -48,6 +49,8 @@ class LogSettings:
     """The least important kind of line that is logged."""
     lookups: bool = False
     """Whether each lookup is logged, at level info."""
+    budget: int = 100_000
+    """The most bytes that a process logs in a minute, apart from lookups and debugging; 0: no limit."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,12 @@ class Settings:
     endpoints: tuple[Endpoint, ...]
     allow: tuple[Network, ...]
     account: Account | None
+    environment: tuple[str, ...]
+    """Names of variables that workers have beside those that they always have."""
     places: Places
     log: LogSettings
-    maps: Mapping[str, Table]
-    default_map: Table | None
+    maps: Mapping[str, Table] = dataclasses.field(repr=False)  # passwords are in them
+    default_map: Table | None = dataclasses.field(repr=False)
 
     @property
     def base(self) -> Path:
@@ -152,6 +157,7 @@ def _settings(path: Path, document: dict[str, Any]) -> Settings:
         endpoints=_endpoints(document.get("listen", ["inet:127.0.0.1"]), path.parent, config.port),
         allow=_networks(document.get("allow", _LOOPBACK)),
         account=_account(document),
+        environment=_environment(document.get("environment", [])),
         places=_places(path.parent, document),
         log=_log(document.get("log", {})),
         maps=maps,
@@ -165,7 +171,7 @@ def _endpoints(value: object, base: Path, default_port: int) -> tuple[Endpoint, 
     found = tuple(_endpoint(f"listen[{index}]", item, base, default_port) for index, item in enumerate(value))
     for index, endpoint in enumerate(found):
         if endpoint in found[:index]:
-            raise SettingError(f"listen[{index}]", f"{endpoint} stands there twice")
+            raise SettingError(f"listen[{index}]", f"{settings.shown(str(endpoint))} stands there twice")
     return found
 
 
@@ -219,8 +225,9 @@ def _networks(value: object) -> tuple[Network, ...]:
 def _network(text: str) -> Network:
     try:
         return ipaddress.ip_network(text)
-    except ValueError as error:
-        raise SettingError("allow", f'{error}; expected a network like "192.0.2.0/24" or an address') from error
+    except ValueError:
+        accepted = 'a network like "192.0.2.0/24", with no bit set behind its prefix, or an address'
+        raise settings.wrong("allow", text, accepted) from None
 
 
 def _account(document: Table) -> Account | None:
@@ -232,6 +239,14 @@ def _account(document: Table) -> Account | None:
     if "group" in document:
         raise SettingError("group", "has an effect only together with user, which is missing")
     return None
+
+
+def _environment(value: object) -> tuple[str, ...]:
+    names = settings.texts("environment", value)
+    for name in names:
+        if not _VARIABLE.fullmatch(name):
+            raise settings.wrong("environment", name, "names of environment variables, without values")
+    return names
 
 
 def _places(base: Path, document: Table) -> Places:
@@ -250,4 +265,5 @@ def _log(value: object) -> LogSettings:
         to=settings.choice("log.to", table.get("to", default.to), _DESTINATIONS),
         level=settings.choice("log.level", table.get("level", default.level), _LEVELS),
         lookups=settings.boolean("log.lookups", table.get("lookups", default.lookups)),
+        budget=settings.count("log.budget", table.get("budget", default.budget)),
     )

@@ -14,7 +14,7 @@ from prefork_socketmap.daemon.check import describe
 from prefork_socketmap.daemon.configfile import DEFAULT_MAP, Settings, errors_in
 from prefork_socketmap.daemon.worker import build_maps
 from prefork_socketmap.settings import SettingError
-from prefork_socketmap.socketmap.messages import InvalidReplyError, Reply
+from prefork_socketmap.socketmap.messages import InvalidReplyError, Reply, printable
 
 if TYPE_CHECKING:
     from prefork_socketmap.maps.base import Map
@@ -57,6 +57,6 @@ def _ask(table: Map, key: str, max_reply_size: int) -> Reply:
     except TimeoutError as error:
         raise LookupTimeout("lookup timed out") from error
     except (Exception, SystemExit) as error:
-        logger.exception("map %r, key %r: lookup failed", table.name, key)
+        logger.exception("map <%s>, key <%s>: lookup failed", table.name, printable(key))
         raise TempFail("lookup failed") from error
     return reply

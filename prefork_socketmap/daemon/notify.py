@@ -6,7 +6,7 @@ import os
 import socket
 import time
 
-from prefork_socketmap.prefork.observer import Observer
+from prefork_socketmap.prefork.plan import Observer
 
 
 def notify(*assignments: str) -> None:

@@ -3,16 +3,21 @@
 The number in the file is for people. What counts is the lock on the file: the kernel takes it from a process that
 ends, however it ends, and tells the holder's pid. So a stale file is just a file without a lock, and a pid that has
 been given to another process is never taken for the server.
+
+Whatever lies at the path is at most locked, never written: the directory may once have been somebody else's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import stat
 import struct
-from collections.abc import Iterator
 from pathlib import Path
+
+from prefork_socketmap.daemon import newfile
 
 # Linux's struct flock: type, whence, start, length, pid; padded to the alignment of its largest member.
 _FLOCK = struct.Struct("@hhqqi0q")
@@ -38,9 +43,7 @@ class PidFile:
         if held is not None and _is_at(path, held):
             self._descriptor = held
         else:
-            self._descriptor = _lock(path)
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, b"%d\n" % os.getpid(), 0)
+            self._descriptor = _take(path)
         # A child has no share in a lock of this kind (lockf(3)); it shall not have a way to write the file, either.
         os.register_at_fork(after_in_child=self._close)
 
@@ -51,7 +54,8 @@ class PidFile:
     def remove(self) -> None:
         """Remove the file, and then give up the lock."""
         with contextlib.suppress(OSError):
-            self.path.unlink()
+            if _is_at(self.path, self._descriptor):
+                self.path.unlink()
         self._close()
 
     def _close(self) -> None:
@@ -66,16 +70,34 @@ def holder(path: Path) -> int | None:
     Raises OSError if there is a file that cannot be read.
     """
     try:
-        with _opened(path, os.O_RDONLY) as descriptor:
-            return _holder(descriptor)
+        descriptor = _open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
+    try:
+        return _holder(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _take(path: Path) -> int:
+    """Put a new file at *path*, with our pid, and return its descriptor, which holds the lock.
+
+    Meanwhile the lock on the file before it, if need be an empty one, keeps others from doing so.
+    """
+    before = _lock(path)
+    try:
+        with newfile.in_place_of(path) as descriptor:
+            os.write(descriptor, b"%d\n" % os.getpid())
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(before)
+    return descriptor
 
 
 def _lock(path: Path) -> int:
     """Return a descriptor of *path* that holds the lock."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        descriptor = _open(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -89,9 +111,18 @@ def _lock(path: Path) -> int:
         os.close(descriptor)  # its last owner removed the file between our open and our lock
 
 
+def _open(path: Path, flags: int) -> int:
+    """Open a file, and nothing that it may have been exchanged for: no link, nothing that blocks. Raises OSError."""
+    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileExistsError(errno.EEXIST, "not a file", str(path))
+    return descriptor
+
+
 def _is_at(path: Path, descriptor: int) -> bool:
     with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
     return False
 
 
@@ -100,12 +131,3 @@ def _holder(descriptor: int) -> int | None:
     question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, question))
     return None if kind == fcntl.F_UNLCK else pid
-
-
-@contextlib.contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    descriptor = os.open(path, flags | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

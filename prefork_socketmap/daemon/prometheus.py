@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from itertools import accumulate
 
 from prefork_socketmap.daemon.report import Finding, MapReport, Report
-from prefork_socketmap.prefork.tallies import BOUNDS
+from prefork_socketmap.prefork.counters import BOUNDS, SERVER_COUNTERS
 
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
@@ -29,20 +29,11 @@ def render(finding: Finding) -> str:
 def _report(report: Report) -> Iterator[str]:
     yield from _metric("start_time_seconds", "gauge", "When the server started, since the epoch.", report.started)
     yield from _metric("generation", "gauge", "The generation of workers that serves.", report.generation)
-    connections = {"active": report.active, "parked": report.parked}
+    connections = {"active": report.active, "silent": report.silent}
     yield from _metric("connections", "gauge", "Connections now.", connections, "state")
-    yield from _metric("connections_accepted_total", "counter", "Connections accepted.", report.accepted)
-    yield from _metric("connections_refused_total", "counter", "Connections refused.", report.refused)
-    what = "Silent connections closed because of max_parked or park_timeout."
-    yield from _metric("connections_closed_by_limits_total", "counter", what, report.closed_by_limits)
     yield from _metric("workers", "gauge", "Workers now.", report.count_states(), "state")
-    yield from _metric("workers_spawned_total", "counter", "Workers started.", report.spawned)
-    yield from _metric("workers_died_total", "counter", "Workers that ended unexpectedly.", report.died)
-    yield from _metric("workers_killed_total", "counter", "Workers killed because they were stuck.", report.killed)
-    what = "Pauses because a worker could not start."
-    yield from _metric("workers_throttled_total", "counter", what, report.throttled)
-    reloads = {"good": report.reloads_good, "refused": report.reloads_refused}
-    yield from _metric("reloads_total", "counter", "Reloads and upgrades.", reloads, "result")
+    for group, name, what in SERVER_COUNTERS:
+        yield from _metric(f"{group}_{name}_total", "counter", what, report.events[group][name])
 
 
 def _maps(report: Report) -> Iterator[str]:

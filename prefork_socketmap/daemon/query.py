@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
 from prefork_socketmap.client import LookupFailed, LookupTimeout, PermFail, SocketmapClient
-from prefork_socketmap.daemon import configfile, log
+from prefork_socketmap.daemon import configfile, log, trust
 from prefork_socketmap.daemon.configfile import LogSettings
 from prefork_socketmap.settings import SettingError
 from prefork_socketmap.socketmap.messages import to_bytes, to_text
 
 FOUND = os.EX_OK
 NOT_FOUND = 1
+
+logger = logging.getLogger("prefork_socketmap.query")
 
 LookUp = Callable[[str], str | None]
 
@@ -57,8 +60,11 @@ def _map_of_file(arguments: argparse.Namespace) -> Iterator[LookUp]:
     # Imported only for this: it brings the maps.
     from prefork_socketmap.daemon import direct
 
-    log.set_up("query", LogSettings(to="stderr", level="debug" if arguments.verbose else "warning"))
+    lines = LogSettings(to="stderr", level="debug" if arguments.verbose else "warning", budget=0)
+    log.set_up("query", lines, waits=True)
     settings = configfile.load(arguments.config)
+    for warning in trust.examine(settings):
+        logger.warning(warning)  # each is a kind of its own
     try:
         look_up = direct.open_map(settings, arguments.map)
     except KeyError:

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from prefork_socketmap.prefork.counters import OTHER, SERVER_COUNTERS, Totals
 from prefork_socketmap.prefork.scoreboard import Row, Scoreboard, State
-from prefork_socketmap.prefork.tallies import OTHER, Totals
-from prefork_socketmap.service import ANY_OTHER_MAP, COLUMNS, NO_SUCH_MAP
+from prefork_socketmap.service import ANY_OTHER_MAP, ENDINGS, NO_SUCH_MAP
 
 _STATES = {
     State.STARTING: "starting",
     State.IDLE: "idle",
     State.RESERVE: "idle",
+    State.SERVING: "busy",
     State.BUSY: "busy",
-    State.WAITING: "waiting",
     State.LEAVING: "leaving",
     State.STOPPED: "stopped",
 }
-_WITH_A_CLIENT = (State.BUSY, State.WAITING)
+_WITH_A_CLIENT = (State.SERVING, State.BUSY)
 _NOT_IN_THE_FILE = (OTHER, ANY_OTHER_MAP, NO_SUCH_MAP)
 
 
@@ -33,7 +33,7 @@ class Counters(Totals):
     @property
     def replies(self) -> dict[str, int]:
         """How many replies there were with each status word."""
-        return {status.value: number for status, number in zip(COLUMNS, self.columns, strict=False)}
+        return {status.value: number for status, number in zip(ENDINGS, self.endings, strict=False)}
 
 
 @dataclass
@@ -99,16 +99,11 @@ class Report:
     started: float
     generation: int
     active: int
-    parked: int
-    accepted: int
-    refused: int
-    closed_by_limits: int
-    spawned: int
-    died: int
-    killed: int
-    throttled: int
-    reloads_good: int
-    reloads_refused: int
+    """Connections that workers are serving."""
+    silent: int
+    """Connections that nobody is serving."""
+    events: Mapping[str, Mapping[str, int]]
+    """The SERVER_COUNTERS, by group and name."""
     maps: Sequence[MapReport]
     workers: Sequence[WorkerReport]
 
@@ -142,38 +137,36 @@ def make(board: Scoreboard) -> Report:
     rows = board.rows()
     maps = [MapReport(name) for name in board.names()]
     workers = list(_read_slots(board, rows, maps))
-    with_a_client = [row for row in rows if row.state in _WITH_A_CLIENT]
+    active = sum(row.state in _WITH_A_CLIENT and bool(row.held) for row in rows)
     return Report(
         pid=board.pid,
         started=board.started,
         generation=board.generation,
-        active=len(with_a_client),
-        # What a worker serves is in the lot, too, unless it is new.
-        parked=max(board.in_lot - sum(not row.has_new for row in with_a_client), 0),
-        accepted=sum(row.connections for row in rows),
-        refused=sum(row.refused for row in rows),
-        closed_by_limits=board.closed_by_limits,
-        spawned=board.workers_spawned,
-        died=board.workers_died,
-        killed=board.workers_killed,
-        throttled=board.workers_throttled,
-        reloads_good=board.reloads_good,
-        reloads_refused=board.reloads_refused,
+        active=active,
+        silent=max(board.connections - active, 0),
+        events=_read_events(board),
         maps=sorted((each for each in maps if each.is_of_interest), key=lambda each: each.name),
         workers=workers,
     )
 
 
+def _read_events(board: Scoreboard) -> Mapping[str, Mapping[str, int]]:
+    groups: dict[str, dict[str, int]] = {}
+    for counter, number in zip(SERVER_COUNTERS, board.server_counters(), strict=True):
+        groups.setdefault(counter.group, {})[counter.name] = number
+    return groups
+
+
 def _read_slots(board: Scoreboard, rows: Sequence[Row], maps: Sequence[MapReport]) -> Iterator[WorkerReport]:
-    """Add the tallies of all slots to *maps*; yield the workers that there are."""
+    """Add the counters of all slots to *maps*; yield the workers that there are."""
     for row in rows:
         state = row.state
         counters = Counters()
         # A name may have been added since the names were read.
-        for tally, each in zip(board.tallies(row.slot), maps, strict=False):
-            counters.add(tally)
-            each.counters.add(tally)
-            each.cache.add(tally.extras, alive=state is not State.FREE)
+        for one, each in zip(board.counters(row.slot), maps, strict=False):
+            counters.add(one)
+            each.counters.add(one)
+            each.cache.add(one.extras, alive=state is not State.FREE)
         if state is not State.FREE:
             yield _worker(row, state, counters, maps)
 

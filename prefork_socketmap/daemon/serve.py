@@ -9,30 +9,30 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from socket import socket
 from typing import Protocol
 
-from prefork_socketmap.daemon import activation, configfile, log
+from prefork_socketmap.daemon import activation, configfile, log, trust
 from prefork_socketmap.daemon.configfile import Places, Settings
 from prefork_socketmap.daemon.notify import ServiceManager
 from prefork_socketmap.daemon.pidfile import AlreadyRunningError, PidFile
 from prefork_socketmap.daemon.state import StateFile
 from prefork_socketmap.daemon.worker import plan
-from prefork_socketmap.prefork.generation import Plan
 from prefork_socketmap.prefork.master import Master
-from prefork_socketmap.prefork.observer import Observer
+from prefork_socketmap.prefork.plan import Observer, Plan
+from prefork_socketmap.prefork.reload import StartError
 from prefork_socketmap.prefork.scoreboard import Scoreboard
-from prefork_socketmap.prefork.succession import StartError
-from prefork_socketmap.prefork.takeover import State, Upgrade
+from prefork_socketmap.prefork.upgrade import MasterState, Upgrade
 from prefork_socketmap.settings import SettingError
 
 logger = logging.getLogger("prefork_socketmap.master")
 
 
 _PID_FILE = "pid_file"
+_LAST_STANDARD = 2
 
 
 class Launch(Protocol):
@@ -104,7 +104,9 @@ def serve(arguments: argparse.Namespace) -> int:
     )
     settings = source.load()
     inherited = activation.inherited_sockets()
-    state = State.from_environment()
+    state = MasterState.from_environment()
+    if not state:
+        _close_what_was_left_open([sock.fileno() for sock in inherited])
     run = functools.partial(_run, source, settings, inherited, state)
     if not arguments.daemon or state:  # the program before us was in the background, and so are we
         return run(Foreground())
@@ -113,15 +115,26 @@ def serve(arguments: argparse.Namespace) -> int:
     return in_background(run, [sock.fileno() for sock in inherited])
 
 
-def _run(source: Source, settings: Settings, inherited: Sequence[socket], state: State | None, launch: Launch) -> int:
+def _close_what_was_left_open(keep: Collection[int]) -> None:
+    """Close the descriptors, but for *keep*, that whoever started this program had: every worker would have them."""
+    for number in [int(each.name) for each in Path("/proc/self/fd").iterdir()]:
+        with contextlib.suppress(OSError):  # that of the directory itself
+            # What this program has opened itself does not survive an execve(2), and stays.
+            if number > _LAST_STANDARD and number not in keep and os.get_inheritable(number):
+                os.close(number)
+
+
+def _run(
+    source: Source, settings: Settings, inherited: Sequence[socket], state: MasterState | None, launch: Launch
+) -> int:
     log.set_up("master", settings.log)
     try:
         with _claimed(settings.places, state) as claim:
-            _warn_about_root(settings)
+            _warn(settings)
             master = Master(
                 plan(settings),
                 load=functools.partial(_reload, source),
-                observer=Observers([*claim.state_files, ServiceManager(), Launched(launch)]),
+                observer=Observers([*claim.state_files, ServiceManager(), Launched(launch), Log()]),
                 inherited=inherited,
                 upgrade=Upgrade(source.command("check"), source.command("serve"), claim.descriptors),
                 state=state,
@@ -142,6 +155,7 @@ def _run(source: Source, settings: Settings, inherited: Sequence[socket], state:
 def _reload(source: Source) -> Plan:
     settings = source.load()
     log.set_up("master", settings.log)
+    _warn(settings)
     return plan(settings)
 
 
@@ -160,7 +174,7 @@ class Claim:
 
 
 @contextlib.contextmanager
-def _claimed(places: Places, state: State | None) -> Iterator[Claim]:
+def _claimed(places: Places, state: MasterState | None) -> Iterator[Claim]:
     """Hold the pid file while the server runs, or go on holding it, with *state*.
 
     Raises AlreadyRunningError, or OSError when a place that somebody chose cannot be written. In the default places
@@ -177,8 +191,10 @@ def _claimed(places: Places, state: State | None) -> Iterator[Claim]:
         yield claim
 
 
-def _claim(places: Places, state: State | None, held: contextlib.ExitStack) -> Claim:
+def _claim(places: Places, state: MasterState | None, held: contextlib.ExitStack) -> Claim:
     places.runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if not state:  # otherwise the check of this program has done it, and to end here would be worse
+        trust.refuse_places(places)
     pid_file = PidFile(places.pid_file, state.others.get(_PID_FILE) if state else None)
     held.callback(pid_file.remove)
     state_file = StateFile(places.state_file, resume=state is not None)
@@ -188,7 +204,10 @@ def _claim(places: Places, state: State | None, held: contextlib.ExitStack) -> C
     return Claim([state_file], {_PID_FILE: pid_file.fileno()}, board)
 
 
-def _warn_about_root(settings: Settings) -> None:
+def _warn(settings: Settings) -> None:
+    """Warn of what is dangerous, or raise SettingError if it is too much so."""
+    for warning in trust.examine(settings):
+        logger.warning(warning)  # each is a kind of its own
     if os.geteuid() == 0 and settings.account is None:
         logger.warning('workers run as root, which no map needs: set user = "..." in %s', settings.path)
 
@@ -222,6 +241,14 @@ class Observers(Observer):
     def due(self, now: float) -> float:
         """Something may have to be done regularly."""
         return min(observer.due(now) for observer in self._observers)
+
+
+class Log(Observer):
+    """Sends what of the log waits for a reader, and tells what was counted, when nothing else is logged."""
+
+    def due(self, now: float) -> float:  # noqa: ARG002 - an Observer
+        """Look after it."""
+        return log.look()
 
 
 class Launched(Observer):

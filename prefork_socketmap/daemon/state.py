@@ -6,7 +6,9 @@ server runs at all is not told here but by the lock on its pid file.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
 import os
 import time
@@ -14,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefork_socketmap.prefork.observer import Observer
+from prefork_socketmap.daemon import newfile
+from prefork_socketmap.prefork.plan import Observer
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,14 @@ class State:
 def read(path: Path) -> State | None:
     """Return the state at *path*, or None when there is none. Raises OSError if it cannot be read."""
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(newfile.read(path))
+        if document["reload"] is not None:
+            document["reload"] = Reload(**document["reload"])
+        return State(**document)
     except FileNotFoundError:
         return None
-    if document["reload"] is not None:
-        document["reload"] = Reload(**document["reload"])
-    return State(**document)
+    except (ValueError, TypeError, KeyError) as error:
+        raise OSError(errno.EINVAL, "not the state of a server", str(path)) from error
 
 
 class StateFile(Observer):
@@ -54,7 +59,10 @@ class StateFile(Observer):
     def __init__(self, path: Path, *, resume: bool = False) -> None:
         """*resume*: go on with the file of the program that was in this process before."""
         self._path = path
-        self._state = (read(path) if resume else None) or State()
+        self._state = State()
+        if resume:
+            with contextlib.suppress(OSError):  # whatever has become of the file, the server goes on
+                self._state = read(path) or self._state
 
     def ready(self, generation: int) -> None:
         """Write the first state."""
@@ -75,6 +83,4 @@ class StateFile(Observer):
 
     def _write(self, **changes: Any) -> None:
         self._state = dataclasses.replace(self._state, **changes)
-        new = self._path.with_suffix(".new")
-        new.write_text(json.dumps(dataclasses.asdict(self._state)))
-        new.replace(self._path)
+        newfile.write(self._path, json.dumps(dataclasses.asdict(self._state)))

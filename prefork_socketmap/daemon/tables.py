@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from prefork_socketmap.daemon.report import Counters, Finding, MapReport, Report, WorkerReport
+from prefork_socketmap.socketmap.messages import printable
 
 _QUANTILES = (0.5, 0.9, 0.99)
 _GAP = "  "
@@ -30,23 +31,21 @@ def _lines(report: Report) -> Iterator[str]:
     yield f"generation {report.generation}, {number} worker{'s' if number != 1 else ''}" + (
         f": {states}" if states else ""
     )
-    yield (
-        f"connections: {report.active} active, {report.parked} parked; {report.accepted} accepted, "
-        f"{report.refused} refused, {report.closed_by_limits} closed by limits"
-    )
-    yield (
-        f"workers: {report.spawned} spawned, {report.died} died, {report.killed} killed, "
-        f"{report.throttled} throttled; reloads: {report.reloads_good} good, {report.reloads_refused} refused"
-    )
+    yield f"connections: {report.active} active, {report.silent} silent; {_events(report, 'connections')}"
+    yield f"workers: {_events(report, 'workers')}; reloads: {_events(report, 'reloads')}"
     yield ""
     yield from _table([_map_row(each) for each in report.maps], left=("map",))
     yield ""
     yield from _table([_worker_row(each) for each in report.workers], left=("state", "map", "client"))
 
 
+def _events(report: Report, group: str) -> str:
+    return ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in report.events[group].items())
+
+
 def _map_row(each: MapReport) -> Mapping[str, str]:
     counters, cache = each.counters, each.cache
-    row = {"map": _printable(each.name)} | _counts(counters)
+    row = {"map": printable(each.name)} | _counts(counters)
     row |= {f"p{round(share * 100)}": _duration(counters.quantile(share)) for share in _QUANTILES}
     row |= {"worst": _duration(counters.worst if counters.jobs else None)}
     asked = cache.hits + cache.misses
@@ -58,7 +57,7 @@ def _map_row(each: MapReport) -> Mapping[str, str]:
 
 def _worker_row(each: WorkerReport) -> Mapping[str, str]:
     counters = each.counters
-    asked = each.map and f"{_printable(each.map)} ({_duration(each.lookup_seconds)})"
+    asked = each.map and f"{printable(each.map)} ({_duration(each.lookup_seconds)})"
     return {
         "slot": str(each.slot),
         "pid": str(each.pid),
@@ -69,7 +68,7 @@ def _worker_row(each: WorkerReport) -> Mapping[str, str]:
         "mean": _duration(counters.mean),
         "worst": _duration(counters.worst if counters.jobs else None),
         "map": asked or "",
-        "client": each.client or "",
+        "client": printable(each.client or ""),
     }
 
 
@@ -98,8 +97,3 @@ def _duration(seconds: float | None) -> str:
             value = seconds * factor
             return f"{value:.1f}{unit}" if value < 10 and unit != "us" else f"{value:.0f}{unit}"
     return f"{seconds / 3600:.0f}h"
-
-
-def _printable(text: str) -> str:
-    """Return *text* with what is no plain character written as an escape: a name may hold anything."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

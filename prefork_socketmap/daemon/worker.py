@@ -1,4 +1,4 @@
-"""What a worker of the daemon does before it serves: it takes its own account, then builds the maps.
+"""What a worker of the daemon does before it serves: it takes its own account and power, then builds the maps.
 
 Only workers and the commands ``check`` and ``query`` import code of maps: the master may be root, and lives longer
 than the code that a reload brings.
@@ -9,15 +9,15 @@ from __future__ import annotations
 import functools
 import ipaddress
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from prefork_socketmap.daemon import log
-from prefork_socketmap.daemon.configfile import DEFAULT_MAP, Network, Settings, errors_in, in_file
+from prefork_socketmap.daemon import log, privileges
+from prefork_socketmap.daemon.configfile import DEFAULT_MAP, Network, Settings, Table, errors_in, in_file
 from prefork_socketmap.daemon.privileges import Account
-from prefork_socketmap.prefork.generation import Plan
-from prefork_socketmap.prefork.tallies import Tallies
-from prefork_socketmap.service import ANY_OTHER_MAP, DefaultLookup, Lookup, Service, tally_names
+from prefork_socketmap.prefork.counters import SlotCounters
+from prefork_socketmap.prefork.plan import Plan
+from prefork_socketmap.service import ANY_OTHER_MAP, DefaultLookup, Lookup, Service, counter_names
 
 if TYPE_CHECKING:
     from prefork_socketmap.maps.base import Map, MissingLibraryError
@@ -33,7 +33,7 @@ def plan(settings: Settings) -> Plan:
         endpoints=settings.endpoints,
         limits=settings.config,
         start=functools.partial(_start, settings),
-        names=tally_names(settings.maps, has_default=settings.default_map is not None),
+        names=counter_names(settings.maps, has_default=settings.default_map is not None),
         source=str(settings.path),
         allow=functools.lru_cache(maxsize=1024)(functools.partial(is_allowed, settings.allow)),
     )
@@ -49,24 +49,32 @@ def is_allowed(networks: Sequence[Network], client: str) -> bool:
 def build_maps(settings: Settings, run_as: Account | None, on_missing: OnMissing | None = None) -> dict[str, Map]:
     """Take the account *run_as*, if any, and build all maps; return them by name, the default map as DEFAULT_MAP.
 
-    None of them is open. Raises SettingError for a wrong table. With *on_missing*, a library that is not installed
-    costs only the map that needs it (see ``registry.build``).
+    What their code has no use for is given up before. None of them is open. Raises SettingError for a wrong table.
+    With *on_missing*, a library that is not installed costs only the map that needs it (see ``registry.build``).
     """
     # The registry is ours. Which types, libraries and modules of users it imports, the tables say, and that is later.
     from prefork_socketmap.maps import registry
 
-    if run_as:
-        run_as.assume()
     tables = dict(settings.maps)
     if settings.default_map is not None:
         # Among the others, so that a chain can be the default.
         tables[DEFAULT_MAP] = settings.default_map
+    privileges.clean_environment([*settings.environment, *_named_variables(tables.values())])
+    if run_as:
+        run_as.assume()
+    privileges.hide()  # now: a change of user may have undone it
     with errors_in(settings.path):
         return registry.build(tables, settings.base, on_missing)
 
 
+def _named_variables(tables: Iterable[Table]) -> list[str]:
+    """Return the names of the environment variables that *tables* have their secrets from."""
+    keys = ((key, value) for table in tables for key, value in table.items())
+    return [value for key, value in keys if key.endswith("_env") and isinstance(value, str)]
+
+
 def open_maps(settings: Settings, on_missing: OnMissing | None = None) -> dict[str, Map]:
-    """Take the workers' account, build all maps and open them.
+    """Take the workers' account, give up what they have no use for, build all maps and open them.
 
     Raises what ``build_maps`` raises, and whatever a map's code or library raises when it is opened.
     """
@@ -77,19 +85,20 @@ def open_maps(settings: Settings, on_missing: OnMissing | None = None) -> dict[s
     return maps
 
 
-def _start(settings: Settings, tallies: Tallies) -> Service:
+def _start(settings: Settings, counters: SlotCounters) -> Service:
     log.set_up("worker", settings.log)
 
     def log_missing(error: MissingLibraryError) -> None:
-        logger.error("%s; every lookup in this map fails", in_file(settings.path, error))
+        problem = "%s; every lookup in this map fails"
+        logger.error(problem, in_file(settings.path, error), extra={"map": error.key})
 
     maps = open_maps(settings, log_missing)
     for name, each in maps.items():
         if each.cache is not None:
-            each.cache.count_in(tallies[ANY_OTHER_MAP if name == DEFAULT_MAP else name].extras)
+            each.cache.count_in(counters[ANY_OTHER_MAP if name == DEFAULT_MAP else name].extras)
     lookups: dict[str, Lookup] = {name: each.lookup for name, each in maps.items()}
     default = _without_name(lookups.pop(DEFAULT_MAP)) if DEFAULT_MAP in lookups else None
-    return Service(lookups, default, settings.config, tallies, log_lookups=settings.log.lookups)
+    return Service(lookups, default, settings.config, counters, log_lookups=settings.log.lookups)
 
 
 def _without_name(lookup: Lookup) -> DefaultLookup:

@@ -1,9 +1,14 @@
-"""The process model: a master that binds and forks, workers that accept. It knows nothing of socketmap.
+"""The process model: a master that binds and forks, workers that serve. It knows nothing of socketmap.
 
-``master`` is the loop, ``succession`` how one generation or program follows another, ``staff`` how many workers
-there are, ``pool`` their processes, ``watchdog`` their limits. ``worker`` is a worker's life, ``connection`` what it
-has in hand, ``parking`` where connections stand that nobody has in hand. ``listener`` holds the endpoints,
-``signals`` what the operator says, ``channel`` what master and workers say, ``scoreboard`` and ``tallies`` what all
-of them see, ``takeover`` what the next program needs to know. What is done with a connection is the caller's: a
-``Plan`` in ``generation`` names it.
+Both sides share the ``scoreboard`` with its ``counters``, the connection ``table``, and the rest of ``shared``;
+``channel`` is how workers talk to the master.
+
+The master: ``master`` is the loop; ``reload`` how one generation follows another, ``upgrade`` how one program does;
+``generation`` a plan's workers and listeners; ``policy`` how many workers there are, ``pool`` their processes,
+``watchdog`` their limits; ``connections`` what it keeps of each connection; ``signals`` what the operator says.
+
+A worker: ``worker`` is its life, ``duty`` where it waits, ``connection`` what it has in hand, ``descriptors`` what it
+has of all connections, ``orphan`` what it does when the master is gone.
+
+What is done with a connection is the caller's: a ``Plan`` in ``plan`` names it. ``listener`` holds the endpoints.
 """

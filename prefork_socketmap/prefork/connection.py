@@ -1,17 +1,17 @@
-"""One accepted connection as a worker holds it: bounded waits, whole replies, and the right kind of close.
+"""One connection in the hands of a worker, for one turn: nothing here waits.
 
-The kernel's own timeouts bound each call, so that a busy connection costs one ``recv`` and one ``send`` per job and
-nothing else; only when one of them expires is there a wait with a clock. They are short (PATIENCE), because that is
-also how late a worker notices what it is told while it is inside such a call.
+A turn takes what has arrived, answers the requests in it that are complete, and leaves. What it cannot finish (a
+request whose rest has not arrived, more requests than one turn answers, a reply that the client does not read) is
+*kept*: it goes to the connection table, where it waits without a worker.
 """
 
 from __future__ import annotations
 
 import array
 import contextlib
-import enum
+import ctypes
+import errno
 import fcntl
-import select
 import socket
 import struct
 import termios
@@ -19,215 +19,372 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
 
-from prefork_socketmap.prefork.job import Job
-from prefork_socketmap.prefork.waiting import LONGEST_WAIT
+from prefork_socketmap.prefork.counters import JobCounters
+from prefork_socketmap.prefork.scoreboard import SLOW, client_label
+from prefork_socketmap.prefork.table import EVENTS, Buffers, ConnectionTable, Stage
 
-PATIENCE = 0.05
-_UNCHECKED = 15  # so many requests of a busy client are awaited without a look at who else needs the worker
-_STOP_CHECK = 0.5  # how often one that waits for the rest of a request looks whether the server stops
 # A request with an address fits, and so does the bytes object in what the interpreter allocates without malloc(3).
 _REQUEST_SIZE = 476
-_READ_SIZE = 4096  # Postfix writes at most so much at a time
-_KERNEL_TIMEOUT = struct.pack("@ll", 0, int(PATIENCE * 1e6))
-_RESET_ON_CLOSE = struct.pack("@ii", 1, 0)
+_READ_SIZE = 65536
+_WRITE_SIZE = 1 << 18  # of a reply that the client reads slowly
+_NOW = socket.MSG_DONTWAIT
+_SEND_NOW = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_TURN_REQUESTS = 64
+_TURN_SECONDS = 0.005
+_TURN_READS = 8  # of the rest of one request
+# So long, in seconds, and so many bytes long a client is listened to after the last reply.
+_LAST_WORDS, _MOST_LAST_WORDS = 1.0, 1 << 20
+_UNSPECIFIED = struct.pack("=H14x", socket.AF_UNSPEC)
+_libc = ctypes.CDLL(None)
 _ORDERLY_CLOSE = struct.pack("@ii", 0, 0)
-_DRAIN_TIME = 1.0
-_DRAIN_READS = 256
 
 
-class Ending(enum.Enum):
-    """Why a worker is done with a connection."""
-
-    GONE = "the client hung up, or does not read, or takes too long"
-    SILENT = "the client has said nothing for a while"
-    MOVED = "the worker has to leave, or is needed elsewhere, perhaps right after a reply"
-    REFUSED = "the last words were ours, and the client may still be talking"
-
-
-class Holder(Protocol):
-    """Who has a connection in hand: what it needs to know of its worker."""
-
-    must_leave: bool
-    can_park: bool
-    job: Job
+class Timeouts(Protocol):
+    """What bounds the waiting, in seconds; 0: nothing does."""
 
     @property
-    def stops(self) -> bool: ...  # noqa: D102
-    def is_dispensable(self) -> bool: ...  # noqa: D102
-    def wait_while_silent(self, sock: socket.socket) -> bool: ...  # noqa: D102
+    def read_timeout(self) -> float: ...  # noqa: D102
+    @property
+    def write_timeout(self) -> float: ...  # noqa: D102
+
+
+class Job:
+    """The job that a worker is doing, as it notes it in shared memory: there the master sees which takes too long.
+
+    What lies between ``begin`` and ``end`` may be interrupted. ``left`` is how many more may begin before the worker
+    has to leave. ``ended`` is when the last one did, ``seconds`` how long it took.
+    """
+
+    __slots__ = ("_before_long", "_name", "_started", "ended", "left", "seconds")
+
+    def __init__(
+        self, cells: tuple[memoryview[int], memoryview[float]], left: float, before_long: Callable[[], None]
+    ) -> None:
+        """*cells*: for the index of the job's name and for when it began (0.0: no job). *before_long* is called
+        before a job that will probably take long."""
+        self._name, self._started = cells
+        self._before_long = before_long
+        self.left = left
+        self.seconds = 0.0
+        self.ended = 0.0
+
+    def begin(self, counters: JobCounters) -> None:
+        """Begin a job that *counters* are for."""
+        self.left -= 1
+        self._name[0] = counters.index
+        if counters.pace[0] > SLOW:
+            self._before_long()
+        self._started[0] = monotonic()
+
+    def end(self) -> float:
+        """End the job; return how many seconds it took. Once more does no harm: an interruption may leave open
+        whether it has ended."""
+        started = self._started[0]
+        if started:
+            self._started[0] = 0.0
+            self.ended = ended = monotonic()
+            self.seconds = ended - started
+        return self.seconds
 
 
 Handler = Callable[["Connection"], None]
-"""Serves one connection; returns when it has ended, or when ``Connection.await_request`` returned nothing."""
+"""Serves one turn: receives, answers what is complete, and keeps the rest. It waits for nothing but its jobs."""
 
 
 class Connection:
-    """A connection in the hands of a worker.
+    """A connection, as a worker knows it.
 
-    ``client`` is the peer's IP address, or ``"local"`` for a Unix socket. ``number`` and ``serial`` say where it
-    stands in the lot, if it does (see ``parking``). ``ending`` says how a turn of serving it ended; a handler sets it
-    to REFUSED when it has sent something after which it does not want to read on. ``job`` is for what has a time
-    limit: past it, ``Overdue`` is raised between the job's begin and its end.
+    ``number`` and ``serial`` say where it stands in the table; number 0: not there (yet). ``has_ended`` says that
+    there is nothing more to do but to close it.
     """
 
-    def __init__(self, sock: socket.socket, holder: Holder, number: int = 0, serial: int = 0) -> None:
+    __slots__ = (
+        "_begun",
+        "_index",
+        "_left",
+        "_limits",
+        "_modify",
+        "_recv",
+        "_send",
+        "_since",
+        "_stages",
+        "_table",
+        "client",
+        "deadline",
+        "excess",
+        "has_ended",
+        "input",
+        "job",
+        "label",
+        "missing",
+        "number",
+        "output",
+        "serial",
+        "sock",
+        "stage",
+    )
+
+    def __init__(self, sock: socket.socket, table: ConnectionTable, limits: Timeouts, job: Job) -> None:
+        if sock.gettimeout() is not None:
+            sock.settimeout(None)  # a default that the program has set, for the sake of its databases perhaps
+        self.job = job
+        self.has_ended = False
+        self.excess = ""
+        """Which of the server's counters of connections tells why it was ended, if it was for a limit."""
+        self._table = table
+        self._stages = table.stages
+        self._since = table.since
+        self._modify = table.modify
+        self._limits = limits
+        self.client = _client_of(sock)
+        """The peer's IP address, or ``"local"`` for a Unix socket."""
+        self.label = client_label(self.client)
+        """The same as the scoreboard shows it."""
+        self._forget()
+        self.settle(0, 0, sock)
+
+    def _forget(self) -> None:
+        self.stage = Stage.REQUEST
+        self.input = self.output = b""
+        self.missing = 0
+        self.deadline = 0.0
+
+    def settle(self, number: int, serial: int, sock: socket.socket) -> None:
+        """Note where in the table it stands, and with which descriptor it goes on."""
+        self.number, self.serial = number, serial
+        self._index = number - self._table.first
         self.sock = sock
-        self.number = number
-        self.serial = serial
-        self.ending = Ending.GONE
-        self.job = holder.job
-        self._holder = holder
         self._recv = sock.recv
         self._send = sock.send
-        if sock.gettimeout() is not None:
-            # The program has set a default timeout, for the sake of its databases perhaps. The kernel's are ours.
-            sock.settimeout(None)
-        self._is_tcp = sock.family != socket.AF_UNIX
-        self._unchecked = 0
-        # A new client has more than one question, as a rule: Postfix asks for sender and recipient in one go.
-        self._is_busy = True
-        self.client = sock.getpeername()[0] if self._is_tcp else "local"
 
-    def set_options(self) -> None:
-        """Set the options of a socket that was just accepted."""
-        sock = self.sock
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _KERNEL_TIMEOUT)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _KERNEL_TIMEOUT)
-        if self._is_tcp:
-            # Whatever ends this connection, a crash included, reaches Postfix as a reset: the one kind of close of a
-            # TCP connection that it always retries. An orderly close can make it defer mail (a stale errno).
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # What a handler calls.
 
-    def begin_turn(self, silent_since: float) -> None:
-        """Begin to serve a connection from the lot, whose client was silent from *silent_since* until now."""
-        self.ending = Ending.GONE
-        self._unchecked = 1  # it has spoken: there is nothing to wait for
-        self._is_busy = monotonic() - silent_since < PATIENCE
-
-    def await_request(self) -> bytes:
-        """Return the first bytes of the next request, or none when the handler shall return.
-
-        To be called between two requests: here the worker lets go of a connection when the client is silent, when
-        others need the worker more, or when the worker has to leave.
-        """
-        if self._holder.must_leave or self.job.left <= 0:
-            self.ending = Ending.MOVED
-            return b""
-        if self._unchecked:
-            self._unchecked -= 1
-        elif not self._may_wait():
-            self.ending = Ending.MOVED
-            return b""
-        receive = self._recv  # to call it right there would look for a method first
+    def receive(self) -> bytes:
+        """Return what has arrived, behind what was kept of it; nothing when there is nothing to do (yet)."""
+        self._left = _TURN_REQUESTS
+        self._begun = 0.0
+        if self.number and self._stages[self._index]:
+            return self._resume()
         try:
-            return receive(_REQUEST_SIZE)
+            data = self._recv(_REQUEST_SIZE, _NOW)
         except BlockingIOError:
-            return self._await_silent()
+            return b""
         except OSError:
-            return b""
+            data = b""
+        if not data:
+            self.has_ended = True
+        return data
 
-    def _may_wait(self) -> bool:
-        """Whether to wait for the next request: a busy client's, while another worker is there for other clients."""
-        if not self._is_busy:
-            return not self._holder.can_park
-        self._unchecked = _UNCHECKED  # now and then is enough, and costs a busy client nothing
-        return self._holder.is_dispensable()
+    def receive_rest(self, size: int) -> bytes:
+        """Return what has arrived of *size* more bytes of a request."""
+        self._left -= _TURN_REQUESTS // _TURN_READS  # a client that drips has no turn without end either
+        return self._receive(min(size, _READ_SIZE)) if self._left > 0 else b""
 
-    def _await_silent(self) -> bytes:
-        """Wait for a client that has not spoken for PATIENCE, where the connection cannot be parked."""
-        if self._holder.can_park or not self._holder.wait_while_silent(self.sock):
-            self.ending = Ending.SILENT
-            return b""
-        return self._receive_now()
-
-    def _receive_now(self) -> bytes:
-        """Receive what has arrived."""
+    def _receive(self, size: int) -> bytes:
         try:
-            return self._recv(_READ_SIZE)
-        except OSError:
-            return b""
-
-    def receive_until(self, deadline: float) -> bytes:
-        """Return more bytes of a request that has begun; none when the client hung up or *deadline* has passed.
-
-        None, too, when the server stops: half a request is no lookup under way that it would have to wait for.
-        """
-        # Bytes that drip in without a pause never get as far as the wait below.
-        if monotonic() >= deadline or self._holder.stops:
-            return b""
-        try:
-            return self._recv(_READ_SIZE)
+            data = self._recv(size, _NOW)
         except BlockingIOError:
-            return self._receive_now() if self._wait_for_rest(deadline) else b""
-        except OSError:
             return b""
+        except OSError:
+            data = b""
+        if not data:
+            self.has_ended = True
+        return data
 
-    def _wait_for_rest(self, deadline: float) -> bool:
-        while not self._holder.stops and monotonic() < deadline:
-            if self._wait_for(select.POLLIN, min(deadline, monotonic() + _STOP_CHECK)):
-                return True
-        return False
+    def may_go_on(self) -> bool:
+        """Whether the turn has room for one more request, after the one that was answered just now."""
+        self._left -= 1
+        if not self._begun:
+            self._begun = self.job.ended - self.job.seconds
+        return self._left > 0 and self.job.ended - self._begun < _TURN_SECONDS
 
-    def send(self, data: bytes, timeout: float) -> bool:
-        """Send all of *data* within *timeout* seconds (0: however long it takes); return whether that succeeded."""
-        send = self._send
+    def send(self, data: bytes) -> bool:
+        """Send a reply; return whether all of it was sent. Otherwise the turn is over: the rest is kept."""
+        self.deadline = 0.0
         try:
-            sent = send(data)
+            sent = self._send(data, _SEND_NOW)
         except BlockingIOError:
             sent = 0
         except OSError:
+            self.has_ended = True
             return False
-        return sent == len(data) or self._send_rest(memoryview(data)[sent:], monotonic() + (timeout or float("inf")))
+        if sent == len(data):
+            return True
+        self.stage = Stage.READER
+        self.output = data[sent:]
+        self.deadline = _deadline(self._limits.write_timeout)
+        return False
 
-    def _send_rest(self, rest: memoryview, deadline: float) -> bool:
-        while rest:
-            if not self._wait_for(select.POLLOUT, deadline):
-                return False
-            try:
-                rest = rest[self.sock.send(rest, socket.MSG_DONTWAIT) :]
-            except BlockingIOError:
-                continue
-            except OSError:
-                return False
-        return True
+    def keep_rest(self, data: bytes, missing: int) -> None:
+        """Keep the beginning of a request, of which *missing* bytes have not arrived."""
+        self.stage = Stage.REST
+        self.input, self.missing = data, missing
+        self.deadline = self.deadline or _deadline(self._limits.read_timeout)
 
-    def _wait_for(self, event: int, deadline: float) -> bool:
-        poll = select.poll()
-        poll.register(self.sock, event)
-        left = deadline - monotonic()
-        return left > 0 and bool(poll.poll(min(left, LONGEST_WAIT) * 1000))
+    def keep_turn(self, data: bytes) -> None:
+        """Keep what has not been answered, for another turn."""
+        self.input = data
+        if self.stage is Stage.REQUEST:
+            self.stage = Stage.TURN
+            self.deadline = float("inf")
 
-    @property
-    def can_go_on(self) -> bool:
-        """Whether the connection is sound, between two requests, and may be served further by somebody else."""
-        return self.ending in (Ending.SILENT, Ending.MOVED)
-
-    def close(self) -> bool:
-        """Close the connection; return whether it may be reset now, if somebody else has a descriptor of it, too."""
-        delivered = True
+    def refuse(self, last_words: bytes) -> None:
+        """Say the last words, and answer nothing more."""
+        if not self.send(last_words):
+            self.has_ended = True
+            return
+        # To close while the client is still talking would reset the connection under our words.
+        self.stage = Stage.END
+        self.missing = _MOST_LAST_WORDS
+        self.deadline = monotonic() + _LAST_WORDS
         with contextlib.suppress(OSError):
-            if self.ending is Ending.REFUSED:
-                self._drain()
-            elif self.ending is Ending.MOVED and _undelivered(self.sock):
-                delivered = False
+            self._end_in_order()
+
+    # What is kept in the table.
+
+    def put_back(self) -> bool:
+        """Put it back into the table, with what has to be kept; return whether that is something with a deadline.
+
+        What cannot be put back, since there is no more room, or since the master has closed it, has ended.
+        """
+        keeps = bool(self.stage)
+        if keeps and not self.has_ended:
+            try:
+                self.store()
+            except OSError:
+                self._exceed("overflowed")
+        if not self.has_ended:
+            self._since[self._index] = monotonic()
+            try:
+                self._modify(self.number, EVENTS[self._stages[self._index]])
+            except OSError:
+                self.has_ended = True
+        return keeps
+
+    def store(self) -> None:
+        """Store what has to be kept, if anything has. Raises OSError when there is no room for it."""
+        if not self.stage:
+            return
+        table, index = self._table, self._index
+        # First what is needed to give it back: one part may find room, and the other none.
+        table.kept[index] = len(self.input)
+        table.output[index] = len(self.output)
+        table.missing[index] = self.missing or len(self.output)
+        table.deadlines[index] = self.deadline
+        table.stages[index] = self.stage
+        put = table.buffers.put
+        if not (put(index, 0, self.input) and (not self.output or put(index, Buffers.OUTPUT, self.output))):
+            raise OSError(errno.ENOBUFS, "too much is kept for slow clients")
+        self._forget()
+
+    def _resume(self) -> bytes:
+        """Go on with what was kept; return the input that can be served, if any."""
+        stage = self._table.stages[self._index]
+        if stage == Stage.END:
+            self._throw_away()
+            return b""
+        if monotonic() > self._table.deadlines[self._index]:
+            self._exceed("timed_out")
+            return b""
+        if stage == Stage.REST:
+            return self._resume_rest()
+        if stage == Stage.READER:
+            return self._resume_reply()
+        return self._take_input()
+
+    def _exceed(self, limit: str) -> None:
+        self.has_ended = True
+        self.excess = limit
+
+    def _throw_away(self) -> None:
+        patience = self._table.missing[self._index] - len(self._receive(_READ_SIZE))
+        self._table.missing[self._index] = max(patience, 0)
+        if patience <= 0:
+            self.has_ended = True
+
+    def _resume_rest(self) -> bytes:
+        table, index = self._table, self._index
+        missing, kept = table.missing[index], table.kept[index]
+        data = self._receive(min(missing, _READ_SIZE))
+        if data and len(data) == missing:
+            begun = table.deadlines[index]
+            data = self._take_input() + data
+            self.deadline = begun  # if no more is known now than how much is missing, the same request goes on
+            return data
+        if data:
+            if not table.buffers.put(index, kept, data):
+                self._exceed("overflowed")
+            table.kept[index] = kept + len(data)
+            table.missing[index] = missing - len(data)
+        return b""
+
+    def _resume_reply(self) -> bytes:
+        table, index = self._table, self._index
+        missing = table.missing[index]
+        begin = Buffers.OUTPUT + table.output[index] - missing
+        rest = table.buffers.get(index, begin, min(missing, _WRITE_SIZE))
+        try:
+            sent = self._send(rest, _SEND_NOW)
+        except BlockingIOError:
+            return b""
+        except OSError:
+            self.has_ended = True
+            return b""
+        if sent == missing:
+            return self._take_input()
+        table.missing[index] = missing - sent
+        return b""
+
+    def _take_input(self) -> bytes:
+        data = self._table.buffers.get(self._index, 0, self._table.kept[self._index])
+        self._table.forget(self.number)
+        return data
+
+    # The end.
+
+    def close(self, *, orderly: bool = False) -> bool:
+        """Close this descriptor; return whether the connection may be reset if somebody else has another one.
+
+        It may not while the last reply is under way: a reset could overtake and destroy it. Then, and when it shall
+        be *orderly*, the client is told that no more will come.
+        """
+        may_reset = not orderly
+        with contextlib.suppress(OSError):
+            if orderly or _undelivered(self.sock):
+                may_reset = False
                 self._end_in_order()
         self.sock.close()
-        return delivered
+        return may_reset
 
     def _end_in_order(self) -> None:
-        """Say that no more will come, behind what is under way: a reset could overtake and destroy it."""
-        if self._is_tcp:
+        if self.sock.family != socket.AF_UNIX:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ORDERLY_CLOSE)
         self.sock.shutdown(socket.SHUT_WR)
 
-    def _drain(self) -> None:
-        """Read what the client still sends: to close with unread input would reset the connection under our reply."""
-        self._end_in_order()
-        deadline = monotonic() + _DRAIN_TIME
-        for _ in range(_DRAIN_READS):
-            if not self.receive_until(deadline):
-                return
+
+def reset(fd: int, family: int) -> None:
+    """Reset a TCP connection, even when other processes hold duplicates; shut any other connection down.
+
+    To close a descriptor ends a connection only if it is the last one, and shutdown(2) sends an orderly end, after
+    which Postfix may fail a lookup. connect(2) to AF_UNSPEC "dissolves the association": TCP sends a reset. Python's
+    ``socket`` cannot say that, so libc does.
+    """
+    if family != socket.AF_UNIX:
+        _libc.connect(fd, _UNSPECIFIED, len(_UNSPECIFIED))
+    _libc.shutdown(fd, socket.SHUT_RDWR)  # after a reset it is not connected, which is what we want
+
+
+def _client_of(sock: socket.socket) -> str:
+    if sock.family == socket.AF_UNIX:
+        return "local"
+    try:
+        return str(sock.getpeername()[0])
+    except OSError:  # it has gone
+        return "gone"
+
+
+def _deadline(timeout: float) -> float:
+    return monotonic() + timeout if timeout else float("inf")
 
 
 def _undelivered(sock: socket.socket) -> int:

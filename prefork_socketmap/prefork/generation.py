@@ -1,56 +1,33 @@
-"""Plans and generations: what workers are to do, and the listeners that one plan's workers share.
+"""Generations: the workers of one plan, and the listeners that they share.
 
 A reload makes a new generation out of a new plan. It takes over the listeners that both name, binds what is new, and
-gives up only after it has proved itself (``commit``); until then it can be undone without a trace (``abandon``).
+gives up only after it has proved itself (``commit``); until then it can be undone without a trace
+(``close_listeners``).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Self
 
-from setproctitle import setproctitle
-
-from prefork_socketmap.prefork.connection import Handler
-from prefork_socketmap.prefork.limits import Limits
+from prefork_socketmap.prefork.duty import Duty
 from prefork_socketmap.prefork.listener import Endpoint, Listener, open_listener, resolve
-from prefork_socketmap.prefork.tallies import Tallies
+from prefork_socketmap.prefork.plan import Plan
 
 log = logging.getLogger("prefork_socketmap.master")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a generation of workers does.
-
-    *endpoints*: where it listens, beside the sockets that the master inherited. *start* runs in each worker after
-    the fork and returns what serves a connection; whatever it raises means that the worker cannot start. It gets the
-    tallies to count jobs with, which *names* are for. *allow* tells from an IP address whether a TCP client may
-    connect (None: all may). *title* begins the process titles, and the master's ends with *source*, a file.
-    """
-
-    endpoints: Sequence[Endpoint]
-    limits: Limits
-    start: Callable[[Tallies], Handler]
-    names: Sequence[str] = ()
-    allow: Callable[[str], bool] | None = None
-    title: str = "prefork-socketmap"
-    source: str = ""
-
-    def set_master_title(self) -> None:
-        """Set the master's process title."""
-        setproctitle(f"{self.title}: master" + (f" [{self.source}]" if self.source else ""))
-
-
 class Generation:
-    """A plan with a number and its listeners."""
+    """A plan with a number, its listeners, and its places on duty."""
 
-    def __init__(self, number: int, plan: Plan, existing: Sequence[Listener], inherited: Sequence[Listener]) -> None:
+    def __init__(
+        self, number: int, plan: Plan, duty: Duty, existing: Sequence[Listener], inherited: Sequence[Listener]
+    ) -> None:
         """Bind what *plan* names and *existing* does not have. Raises ListenError; then nothing has changed."""
         self.number = number
         self.plan = plan
+        self.duty = duty
         self._kept: list[tuple[Listener, Endpoint]] = []
         self._opened: list[Listener] = []
         self._inherited = inherited
@@ -59,15 +36,18 @@ class Generation:
                 for address in resolve(endpoint):
                     self._bind(address, existing)
         except OSError:
-            self.abandon()
+            self.close_listeners()
             raise
 
     @classmethod
-    def resume(cls, number: int, plan: Plan, listeners: Sequence[Listener], inherited: Sequence[Listener]) -> Self:
+    def resume(
+        cls, number: int, plan: Plan, duty: Duty, listeners: Sequence[Listener], inherited: Sequence[Listener]
+    ) -> Self:
         """Go on with a generation of the program that was here before; *plan* is what it would be by now."""
         generation = cls.__new__(cls)
         generation.number = number
         generation.plan = plan
+        generation.duty = duty
         generation._kept = [(listener, listener.wanted) for listener in listeners]
         generation._opened = []
         generation._inherited = inherited
@@ -75,7 +55,7 @@ class Generation:
 
     def _bind(self, address: Endpoint, existing: Sequence[Listener]) -> None:
         for listener in existing:
-            if address in (listener.wanted, listener.endpoint):
+            if address in (listener.wanted, listener.endpoint) and listener.is_in_place():
                 self._kept.append((listener, address))
                 return
         self._opened.append(open_listener(address, self.plan.limits.backlog))
@@ -94,7 +74,7 @@ class Generation:
             except (OSError, ValueError) as error:
                 log.warning("%s keeps its old permissions: %s", listener.endpoint, error)
 
-    def abandon(self) -> None:
+    def close_listeners(self) -> None:
         """Close and remove what this generation has bound."""
         for listener in self._opened:
             listener.close(unlink=True)

@@ -3,31 +3,37 @@
 An endpoint is written as in Postfix's socketmap_table(5): ``inet:host:port`` or ``unix:/path``. A listener is one
 bound socket; a host name with several addresses gives several. Only the process that bound a Unix socket removes
 its file, and only while the file is still the one it made.
+
+The directory of a Unix socket may be somebody else's, who can exchange what lies at its path at any moment. So mode
+and owner of the file are never changed by its path, but by a descriptor of what was compared with what was made.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import grp
+import fcntl
 import logging
 import os
-import pwd
 import socket
 import stat
+import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn, Self
 
-from prefork_socketmap.prefork.takeover import ListenerState
 from prefork_socketmap.settings import SettingError, wrong
 
 DEFAULT_HOST = "127.0.0.1"
 # Postfix connects as user "postfix", whatever user we run as. Who may reach the socket is the directory's business.
 DEFAULT_MODE = 0o666
 
+_RESET_ON_CLOSE = struct.pack("@ii", 1, 0)
 _SYNTAX = '"inet:host:port", "inet:[ipv6]:port" or "unix:/path"'
 _SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
+_SIOCUNIXFILE = 0x89E0  # linux/un.h: a descriptor (O_PATH) of the file that a Unix socket is bound to
+_CLOSED = 0  # the mode of a file that is not ready for anybody
 
 log = logging.getLogger("prefork_socketmap.master")
 
@@ -85,6 +91,19 @@ class Endpoint:
         return f"inet:{host}:{self.port}"
 
 
+@dataclass(frozen=True)
+class ListenerState:
+    """What the next program needs of a listener: its descriptor, the endpoint that was asked for, who made it.
+
+    ``file`` is the identity of the file of a Unix socket that we made.
+    """
+
+    fd: int
+    wanted: str
+    created: bool
+    file: Sequence[int] | None = None
+
+
 class Listener:
     """A bound, listening, non-blocking socket.
 
@@ -92,39 +111,66 @@ class Listener:
     chose.
     """
 
-    def __init__(self, sock: socket.socket, wanted: Endpoint | None = None, *, created: bool = False) -> None:
-        """Take over *sock*, which is bound. *created*: by us, so it ends with us, and its file is ours to remove."""
+    def __init__(
+        self,
+        sock: socket.socket,
+        wanted: Endpoint | None = None,
+        *,
+        created: bool = False,
+        file: tuple[int, int] | None = None,
+    ) -> None:
+        """Take over *sock*, which is bound.
+
+        *created*: by us, so it ends with us. *file* is the identity of its file, if that is ours.
+        """
         sock.setblocking(False)
+        _set_options(sock)
         self.sock = sock
         self._created = created
         self.endpoint = _endpoint_of(sock)
         self.wanted = wanted or self.endpoint
-        # The file we made, if any: what we may remove. A socket that somebody handed to us stays theirs.
-        self._file = _identity(self.endpoint.path) if created and self.endpoint.kind == "unix" else None
+        # The socket keeps the file's inode, so nothing else has its number, for as long as we have the socket.
+        self._file = file
 
     def state(self) -> ListenerState:
         """Return what another program needs to go on with this listener."""
-        return ListenerState(self.sock.fileno(), str(self.wanted), self._created)
+        return ListenerState(self.sock.fileno(), str(self.wanted), self._created, self._file)
 
     @classmethod
     def resume(cls, state: ListenerState) -> Self:
         """Go on with a listener of the program that was here before."""
-        return cls(socket.socket(fileno=state.fd), Endpoint.parse(state.wanted), created=state.created)
+        file = (state.file[0], state.file[1]) if state.file else None
+        return cls(socket.socket(fileno=state.fd), Endpoint.parse(state.wanted), created=state.created, file=file)
 
     def set_up(self, endpoint: Endpoint, backlog: int) -> None:
-        """Apply what may change while the socket stays: the accept queue's length; mode, owner, group."""
+        """Apply what may change while the socket stays: the accept queue's length; mode, owner, group.
+
+        Raises OSError when the file is not the one that we made any more: it stays as it is.
+        """
         if self._file:
-            _set_permissions(endpoint)
+            with _opened(self.endpoint.path, self._file) as file:
+                _set_permissions(file, endpoint)
         length = endpoint.backlog or backlog
         self.sock.listen(length)
         _warn_when_cut(length)
 
-    def close(self, *, unlink: bool = False) -> None:
-        """Stop listening; with *unlink*, remove the file of a Unix socket that we made and that is still ours."""
+    def is_in_place(self) -> bool:
+        """Whether clients still find it: somebody may have removed the file of a Unix socket."""
+        if self._file and _identity(self.endpoint.path) != self._file:
+            self._file = None  # what is there, or will be, is not ours, even if it gets the same inode
+            return False
+        return self._file is not None or not self._created or self.endpoint.kind != "unix"
+
+    def shut_down(self) -> None:
+        """Stop listening in all processes, unless somebody handed the socket to us."""
         if self._created:
-            # In all processes: a busy worker's duplicate would keep clients waiting in the accept queue.
+            # A busy worker's duplicate would keep clients waiting in the accept queue.
             with contextlib.suppress(OSError):  # it is closed already
                 self.sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self, *, unlink: bool = False) -> None:
+        """Stop listening; with *unlink*, remove the file of a Unix socket that we made and that is still ours."""
+        self.shut_down()
         self.sock.close()
         if unlink and self._file and _identity(self.endpoint.path) == self._file:
             Path(self.endpoint.path).unlink()
@@ -171,11 +217,14 @@ def _open_unix(endpoint: Endpoint, backlog: int) -> Listener:
     _clear_the_way(endpoint.path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        # bind(2) gives the file the socket's mode, less the umask: until it has its owner, it is closed to all.
+        os.fchmod(sock.fileno(), _CLOSED)
         sock.bind(endpoint.path)
+        file = _identity_of_bound(sock, endpoint.path)
     except OSError:
         sock.close()
         raise
-    listener = Listener(sock, endpoint, created=True)
+    listener = Listener(sock, endpoint, created=True, file=file)
     try:
         # Before listen() nobody can connect, so the file is never open to more users than it should be.
         listener.set_up(endpoint, backlog)
@@ -183,6 +232,15 @@ def _open_unix(endpoint: Endpoint, backlog: int) -> Listener:
         listener.close(unlink=True)
         raise
     return listener
+
+
+def _set_options(sock: socket.socket) -> None:
+    """Set the options that all connections of a listener inherit from it, on Linux."""
+    if sock.family != socket.AF_UNIX:
+        # Whatever ends a connection, a crash included, reaches Postfix as a reset: the one kind of close of a TCP
+        # connection that it always retries. An orderly close can make it defer mail (a stale errno).
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _clear_the_way(path: str) -> None:
@@ -210,16 +268,53 @@ def _somebody_listens(path: str) -> bool:
     return True
 
 
-def _set_permissions(endpoint: Endpoint) -> None:
+def _identity_of_bound(sock: socket.socket, path: str) -> tuple[int, int]:
+    """Return the identity of the file that *sock* was bound to just now. Raises OSError if it has been exchanged."""
+    try:
+        file = fcntl.ioctl(sock, _SIOCUNIXFILE)
+    except OSError:  # it needs CAP_NET_ADMIN
+        file = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(file)
+    finally:
+        os.close(file)
+    # Nobody else can make such a file: another user's has another owner, and none of ours is closed to ourselves.
+    if not stat.S_ISSOCK(found.st_mode) or stat.S_IMODE(found.st_mode) != _CLOSED or found.st_uid != os.geteuid():
+        raise _exchanged()
+    return found.st_dev, found.st_ino
+
+
+@contextlib.contextmanager
+def _opened(path: str, identity: tuple[int, int]) -> Iterator[int]:
+    """Open (O_PATH) the file at *path*, without following a link. Raises OSError if it has not that *identity*."""
+    file = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(file)
+        if (found.st_dev, found.st_ino) != identity:
+            raise _exchanged()
+        yield file
+    finally:
+        os.close(file)
+
+
+def _exchanged() -> OSError:
+    return FileExistsError(errno.EEXIST, "somebody has put another file in the place of the socket")
+
+
+def _set_permissions(file: int, endpoint: Endpoint) -> None:
+    """Give *file* (O_PATH) its owner, and then its mode: in between it is open to nobody new."""
+    path = f"/proc/self/fd/{file}"  # fchown(2) and fchmod(2) refuse such a descriptor; this leads nowhere else
     uid, gid = _user_id(endpoint.owner), _group_id(endpoint.group)
     if (uid, gid) != (-1, -1):
-        os.chown(endpoint.path, uid, gid)
-    Path(endpoint.path).chmod(DEFAULT_MODE if endpoint.mode is None else endpoint.mode)
+        os.chown(path, uid, gid)
+    Path(path).chmod(DEFAULT_MODE if endpoint.mode is None else endpoint.mode)
 
 
 def _user_id(name: str) -> int:
     if not name or name.isdigit():
         return int(name or -1)
+    import pwd  # here, since clients use this file where there is none
+
     try:
         return pwd.getpwnam(name).pw_uid
     except KeyError:
@@ -229,6 +324,8 @@ def _user_id(name: str) -> int:
 def _group_id(name: str) -> int:
     if not name or name.isdigit():
         return int(name or -1)
+    import grp
+
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:

@@ -1,56 +1,156 @@
-"""What the master and its workers share, made before the first fork: the scoreboard, the lot, the ways to talk."""
+"""What the master and its workers share, made before the first fork: memory, connections, the ways to talk."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import fcntl
+import mmap
 import os
+import socket
+import weakref
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from prefork_socketmap.prefork.channel import Channel
-from prefork_socketmap.prefork.parking import Lot
-from prefork_socketmap.prefork.scoreboard import Scoreboard
-from prefork_socketmap.prefork.takeover import State
+if TYPE_CHECKING:
+    from prefork_socketmap.prefork.channel import Inbox, Sender
+    from prefork_socketmap.prefork.scoreboard import Scoreboard
+    from prefork_socketmap.prefork.table import ConnectionTable
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_long)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+class _Linger(ctypes.Structure):
+    _fields_ = (("is_on", ctypes.c_int), ("seconds", ctypes.c_int))
+
+
+def create_memory(name: str, size: int = 0) -> int:
+    """Return the descriptor of new memory of *size* zero bytes; what is never touched takes no room.
+
+    It is a file without a name: unlike an anonymous mapping it survives execve(2). Nobody can make it smaller, which
+    would kill whoever has mapped it (SIGBUS).
+    """
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    return fd
+
+
+def view(fd: int, size: int = 0, offset: int = 0) -> memoryview:
+    """Map *size* bytes of *fd* (0: the whole of it), shared and writable. Raises OSError.
+
+    The memory goes with the last view of it. Unlike a ``mmap.mmap`` it has no descriptor of its own: who closes the
+    one that there is cannot change the size of the file any more.
+    """
+    size = size or os.fstat(fd).st_size
+    address = _libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, offset)
+    if address == _MAP_FAILED:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    memory = (ctypes.c_ubyte * size).from_address(address)
+    weakref.finalize(memory, _libc.munmap, address, size).atexit = False
+    return memoryview(memory).cast("B")
+
+
+def let_go(fd: int) -> None:
+    """Close *fd*, which a worker has sent, at once: it may have asked close(2) to wait for what is not delivered."""
+    linger = _Linger()
+    size = ctypes.c_uint(ctypes.sizeof(linger))
+    _libc.getsockopt(fd, socket.SOL_SOCKET, socket.SO_LINGER, ctypes.byref(linger), ctypes.byref(size))
+    if linger.seconds:
+        _libc.setsockopt(fd, socket.SOL_SOCKET, socket.SO_LINGER, ctypes.byref(_Linger()), size)
+    with contextlib.suppress(OSError):
+        os.close(fd)
+
+
+def make_semaphore() -> int:
+    """Return the descriptor of a new semaphore, at 0; it is readable while there is something to take."""
+    return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
+
+
+def give(semaphore: int, number: int = 1) -> None:
+    """Let as many take one. Never blocks."""
+    os.set_blocking(semaphore, False)  # all processes share this, and any may have changed it
+    with contextlib.suppress(BlockingIOError):  # it is full: enough for everybody
+        os.eventfd_write(semaphore, number)
+
+
+def take(semaphore: int) -> bool:
+    """Take one, if there is one; return whether. Never blocks."""
+    os.set_blocking(semaphore, False)
+    with contextlib.suppress(BlockingIOError):
+        os.eventfd_read(semaphore)
+        return True
+    return False
+
+
+class Bell:
+    """Wakes one process that waits for it, from any other. To ring again before it has looked changes nothing."""
+
+    def __init__(self, fd: int = -1) -> None:
+        """Make a new one, or go on with the one whose descriptor is *fd*."""
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if fd < 0 else fd
+
+    def fileno(self) -> int:
+        """Return the descriptor, which is readable when somebody has rung."""
+        return self._fd
+
+    def ring(self) -> None:
+        """Ring. Never blocks."""
+        give(self._fd)
+
+    def silence(self) -> None:
+        """Take note."""
+        take(self._fd)
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self._fd)
+
+
+@dataclass
+class Lifeline:
+    """A pipe whose end ``held`` the master alone holds: ``fd`` becomes readable when it is gone, however it ended."""
+
+    fd: int
+    held: int
+
+    @classmethod
+    def new(cls) -> Self:
+        """Make a new one."""
+        return cls(*os.pipe())
+
+    def leave_to_child(self) -> None:
+        """In a worker: let go of the master's end."""
+        os.close(self.held)
+
+    def close(self) -> None:
+        """Close both ends."""
+        os.close(self.fd)
+        os.close(self.held)
 
 
 @dataclass
 class Shared:
-    """The scoreboard, the lot, both ends of the inbox, and both of the lifeline.
-
-    The master alone holds the end ``held``: ``lifeline`` becomes readable when it is gone, however that happened.
-    """
+    """The scoreboard, the connection table, the master's bell, both ends of its inbox, the lifeline."""
 
     board: Scoreboard
-    lot: Lot
-    inbox: Channel
-    workers_inbox: Channel
-    lifeline: int
-    held: int
-
-    @classmethod
-    def new(cls, limit: int, board: Scoreboard) -> Self:
-        """Make it all, for processes of at most *limit* descriptors."""
-        inbox, workers_inbox = Channel.pair()
-        lifeline, held = os.pipe()
-        lot = Lot(limit)
-        lot.watch_master(lifeline)
-        return cls(board, lot, inbox.not_blocking(), workers_inbox, lifeline, held)
-
-    @classmethod
-    def resume(cls, state: State, board: Scoreboard) -> Self:
-        """Go on with what the program that was here before has made."""
-        inbox, workers_inbox = map(Channel.resume, state.inbox)
-        return cls(board, Lot.resume(state.lot), inbox.not_blocking(), workers_inbox, *state.lifeline)
+    table: ConnectionTable
+    bell: Bell
+    inbox: Inbox
+    to_master: Sender
+    lifeline: Lifeline
 
     def leave_to_child(self) -> None:
         """In a new worker: close what is the master's alone."""
         self.inbox.close()
-        os.close(self.held)
+        self.lifeline.leave_to_child()
 
     def close(self) -> None:
         """Close everything."""
-        self.board.close()
-        self.lot.close()
-        self.inbox.close()
-        self.workers_inbox.close()
-        os.close(self.lifeline)
-        os.close(self.held)
+        for each in (self.board, self.table, self.bell, self.inbox, self.to_master, self.lifeline):
+            each.close()

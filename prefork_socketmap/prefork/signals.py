@@ -14,7 +14,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import FrameType
 
 Handler = Callable[[int, FrameType | None], None]
@@ -23,12 +23,15 @@ Handler = Callable[[int, FrameType | None], None]
 class Signals:
     """The signals *handled*, as numbers to ``take``; ``fileno`` is readable when there are some.
 
+    *others* are handled, too, where nobody has said what to do with them: by default they would end the process.
+
     Until ``install`` is called, and in a thread that is not the main one, where Python cannot handle signals, only
     ``send`` brings messages.
     """
 
-    def __init__(self, handled: Iterable[int]) -> None:
+    def __init__(self, handled: Sequence[int], others: Sequence[int] = ()) -> None:
         self._handled = handled
+        self._others = others
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
@@ -42,7 +45,8 @@ class Signals:
         self._set_handlers()
 
     def _set_handlers(self) -> None:
-        for number in self._handled:
+        others = [number for number in self._others if signal.getsignal(number) == signal.SIG_DFL]
+        for number in (*self._handled, *others):
             self._previous[number] = signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -1,58 +1,56 @@
-"""One worker's life: start, then take a connection from the lot, serve it, put it back, again, until it has to leave.
+"""One worker's life: start, then take a connection that has something to say, serve it, put it back, until it leaves.
 
-It serves one connection at a time in blocking calls, so a slow job harms no other client; and it owns none whose
-client is silent (see ``parking``).
+A worker is held by a job, never by a client. It has one connection in hand at a time, for one turn (see
+``connection``), and owns none (see ``table``). On duty or in reserve it waits in exactly one place (see ``duty``).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import gc
 import logging
 import os
+import select
 import signal
 import socket
 import sys
+import time
 from time import monotonic
 from types import FrameType
 
 from setproctitle import setproctitle
 
-from prefork_socketmap.prefork.abort import abort
-from prefork_socketmap.prefork.channel import Channel, Kind
-from prefork_socketmap.prefork.connection import PATIENCE, Connection, Handler
+from prefork_socketmap.prefork import orphan
+from prefork_socketmap.prefork.channel import Given, Kind
+from prefork_socketmap.prefork.connection import Connection, Handler, Job, reset
+from prefork_socketmap.prefork.descriptors import Descriptors
+from prefork_socketmap.prefork.duty import PLACES
 from prefork_socketmap.prefork.generation import Generation
-from prefork_socketmap.prefork.job import Job
 from prefork_socketmap.prefork.listener import Listener
-from prefork_socketmap.prefork.parking import Inheritance
-from prefork_socketmap.prefork.scoreboard import Row, State
+from prefork_socketmap.prefork.scoreboard import RESERVATIONS, RETIRED, SLOW, STOPPING, WATCHED, Cells, Row, State
 from prefork_socketmap.prefork.shared import Shared
 from prefork_socketmap.prefork.signals import Handler as SignalHandler
 from prefork_socketmap.prefork.signals import Signals
-from prefork_socketmap.prefork.waiting import wait_for_words
 from prefork_socketmap.settings import SettingError
 
 log = logging.getLogger("prefork_socketmap.worker")
 
-# What the master tells a worker, by signals that it handles itself (see ``Signals.enter_child``).
-LEAVE = signal.SIGTERM
-INTERRUPT_JOB = signal.SIGUSR2
-
 # accept(2) reports the troubles of the new connection, too; these are ours.
 _OUT_OF_MEANS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_SLOW = 0.001  # after a job of this length the next one is expected to take as long
 _ANY_NUMBER = float("inf")
-_SILENCE_CHECK = 1.0  # how often one that cannot park looks whether others need it more than its silent client
+_MOMENT = 1.0  # ms: so long a worker waits for a new client's next words
+_FIRST_TURNS = 8  # so often, at most
+_LONG_MOMENT = 20.0  # ms: the same, while the master is away
+_ROUND = 100  # turns after which a worker looks whether there are more on duty than there are places
+_PAUSE = 0.05  # s: after it the master is told again what it had no room for
+# Seconds: a master that does not give a worker more places within the one is behind, within the other away.
+_PATIENCE, _LONG_PATIENCE = 0.05, 0.5
+_BREATH = 0.001  # s: a pause in which somebody else can do what this worker cannot
 
 
 class Overdue(BaseException):
     """Raised inside a job that takes longer than its limit. Not an Exception: ``except Exception`` is no escape."""
-
-
-class _Leave(BaseException):
-    """Raised by a signal in the one place where a worker waits with nothing in its hands."""
 
 
 class Worker:
@@ -64,293 +62,400 @@ class Worker:
 
     row: Row
     job: Job
-    _inherited: Inheritance
+    _cells: Cells
     _handler: Handler
+    _descriptors: Descriptors
 
     def __init__(self, generation: Generation, shared: Shared, signals: Signals) -> None:
         self.generation = generation
-        self.must_leave = False
-        self._waits = False
+        self._number = generation.number
         self._plan = generation.plan
         self._limits = generation.plan.limits
+        self._duty = generation.duty
         self._listeners = {listener.sock.fileno(): listener for listener in generation.listeners}
+        self._shared = shared
         self._board = shared.board
-        self._lot = shared.lot
+        self._table = shared.table
+        self._to_master = shared.to_master
         self._labels = shared.board.labels()
-        self._inbox = shared.workers_inbox
-        self._lifeline = shared.lifeline
-        self.can_park = shared.lot.can_park and self._limits.park_timeout > 0
-        self._known: dict[int, Connection] = {}
+        self._unsaid: list[tuple[int, int, bool]] = []
+        self._leaving = False
+        self._on_duty = False
+        self._is_fork = False
+        self._newcomer: socket.socket | None = None
+        self._newcomers_speak = True
         self._signals = signals
-        self._signal_handlers: dict[int, SignalHandler] = {LEAVE: self._on_leave, INTERRUPT_JOB: self._on_interrupt}
+        self._signal_handlers: dict[int, SignalHandler] = {signal.SIGUSR2: self._on_interrupt}
         self._titles = f"{generation.plan.title}: worker, generation {generation.number}, "
         self._title = ""
 
-    def live(self, row: Row, parked: Inheritance) -> int:
-        """Be the worker of *row*, in a new process that has duplicates of *parked*; return its exit status."""
+    def live(self, row: Row, inherited: dict[int, Given], horizon: int) -> int:
+        """Be the worker of *row*, in a new process; return its exit status.
+
+        It has duplicates of *inherited*: all connections that came up to *horizon*.
+        """
+        self.row = row
+        os.register_at_fork(after_in_child=self._leave_to_fork)
         try:
-            self._start(row, parked)
+            self._start()
+            self._descriptors = Descriptors(inherited, horizon, self._shared, self._limits, self.job)
+            self._say_ready()
         except BaseException as error:  # user code, which may call sys.exit()
             log.debug("the worker cannot start", exc_info=True)
             with contextlib.suppress(OSError):
                 # A wrong setting is no reason to try again; anything else may be.
-                self._inbox.send(Kind.FAILED, number=isinstance(error, SettingError), text=_describe(error))
+                self._to_master.send(Kind.FAILED, number=isinstance(error, SettingError), text=_describe(error))
             return 1
         try:
-            self._run()
+            self._work()
         except Exception:
             log.exception("the worker gives up")
             return 1
         return 0
 
-    def _start(self, row: Row, parked: Inheritance) -> None:
-        """Get ready to serve, and say so. Raises whatever the start of the handler raises."""
-        self.row = row
-        self.job = row.job(_vary(self._limits.max_use) if self._limits.max_use else _ANY_NUMBER)
-        self._inherited = parked
-        self._lot.enter([self._lifeline, *self._listeners])
+    def _start(self) -> None:
+        """Get ready to serve. Raises whatever the start of the handler raises."""
+        row = self.row
+        use = _vary(self._limits.max_use) if self._limits.max_use else _ANY_NUMBER
+        self.job = Job(row.job_cells(), use, self._before_long_job)
+        self._cells = row.cells()
         self._signals.enter_child(self._signal_handlers)
         self._set_title("starting")
-        self._handler = self._plan.start(self._board.open_tallies(row.slot, self._labels))
+        counters = self._board.open_counters(row.slot, self._labels)
+        self._board.leave_to_child()  # now: what follows is somebody else's code
+        self._handler = self._plan.start(counters)
+        orphan.ask_for_signal(signal.SIGUSR2)
         # What is there now stays: the collector need not look at it again, nor copy the master's pages to do so.
         gc.freeze()
-        self._inbox.send(Kind.READY)
+        self._set_title("idle")
 
-    def _run(self) -> None:
+    def _say_ready(self) -> None:
+        while True:
+            try:
+                self._to_master.send(Kind.READY)
+            except BlockingIOError:  # the master is away
+                time.sleep(_PAUSE)
+            else:
+                return
+
+    def _work(self) -> None:
         """Serve connections until it is time to leave."""
-        while not self.must_leave:
-            connection = self._take()
-            if connection:
-                self._serve(connection)
-            self.row.has_new = False
+        while not self._must_leave():
+            if self._duty.free_places(monotonic()):
+                self._serve_on_duty()
+            else:
+                self._wait_in_reserve()
+        self._leave()
+
+    def _must_leave(self) -> bool:
+        return self._leaving or self.job.left <= 0 or self._board.retired >= self._number
+
+    def _wait_in_reserve(self) -> None:
+        self._say_all()
+        self._descriptors.forget_the_gone()
+        self._set_title("idle")
+        self.row.set_state(State.RESERVE)
+        if self._duty.wait_in_reserve():
+            self._serve_on_duty()
+        else:
+            self._leaving = True
+
+    def _leave(self) -> None:
+        self._say_all()
         self.row.set_state(State.LEAVING)
+        self._set_title("leaving")
+        self._duty.call()  # whoever has left duty leaves it to a successor
+        if orphan.is_orphan(self._shared.lifeline.fd):
+            orphan.close_up(self._board, self._listeners.values())
 
-    # Taking connections.
+    # On duty.
 
-    def _take(self) -> Connection | None:
-        """Wait for the lot to have something for us; return a connection that wants to be served, if it is one."""
-        number = self._wait()
-        if number is None:
-            return None
-        if self._lot.is_connection(number):
-            return self._take_from_lot(number)
+    def _serve_on_duty(self) -> None:
+        """Serve whoever speaks, until this worker has to leave, or its place has gone to somebody else."""
+        # Local names, since this is the way of every lookup.
+        states, slot, words, number_of_generation = self._board.states, self.row.slot, self._board.words, self._number
+        table, known = self._table, self._descriptors.known
+        wait, serials, first = table.wait, table.serials, table.first
+        held, client, since = self._cells.held, self._cells.client, self._cells.since
+        job, handler, put_back, unsaid = self.job, self._handler, self._put_back, self._unsaid
+        idle, serving, busy = int(State.IDLE), int(State.SERVING), int(State.BUSY)
+        turns = 0
+        self._on_duty = True
+        self.row.set_state(State.IDLE)
+        while not (self._leaving or job.left <= 0 or words[RETIRED] >= number_of_generation):
+            events = wait(_PAUSE if unsaid else -1, 1)
+            if not events:
+                self._say_who_has_gone()
+                continue
+            number = events[0][0]
+            held[0] = number  # it is in our hands, whatever happens now
+            states[slot] = serving
+            connection = known.get(number)
+            if connection is None or connection.serial != serials[number - first]:
+                connection = self._take(number)
+            if connection is not None:
+                held[0] = connection.number
+                client[:] = connection.label
+                if not words[WATCHED]:
+                    self._have_others_watched()
+                try:
+                    handler(connection)
+                except Exception:  # noqa: BLE001 - it is logged there
+                    self._give_up(connection)
+                put_back(connection)
+            since[0] = job.ended
+            held[0] = 0
+            turns += 1
+            if not self._on_duty or job.seconds > SLOW or turns % _ROUND == 0:
+                job.seconds = 0.0
+                states[slot] = busy  # not to count itself
+                if not self._duty.free_places(monotonic()):
+                    return  # when several were called there are too many for a while
+                self._on_duty = True
+                self._set_title("idle")
+            states[slot] = idle
+
+    def _have_others_watched(self) -> None:
+        """See to it that the master looks after clients, when nobody waits on duty."""
+        board = self._board
+        if State.IDLE not in bytes(board.states[: board.slots]):
+            board.watched = 1
+            self._shared.bell.ring()
+
+    def _before_long_job(self) -> None:
+        """Leave the place on duty to somebody else, since the next job will take long."""
+        if not self._on_duty:
+            return
+        self._on_duty = False
+        board = self._board
+        self.row.set_state(State.BUSY)
+        spare = board.count(State.IDLE, State.SERVING, State.RESERVE, State.STARTING)
+        free = self._duty.free_places(monotonic())
+        has_successor = not free or self._duty.call(free)
+        if not (board.exhausted or (has_successor and spare >= self._limits.min_spare)):
+            board.watched = 1
+            self._shared.bell.ring()  # the master has to start more
+        self._set_title(f"serving {self.row.client}")
+
+    def _give_up(self, connection: Connection) -> None:
+        log.exception("a connection is given up after an error in its handler")
+        connection.has_ended = True
+
+    def _put_back(self, connection: Connection) -> None:
+        """Put a connection where it stands in the table, or end it."""
+        stops = self._board.words[STOPPING]
+        if not stops and connection.put_back():
+            self._shared.bell.ring()  # it has a deadline now
+        if stops or connection.has_ended:
+            self._end(connection)
+
+    def _end(self, connection: Connection) -> None:
+        if connection.excess:
+            self.row.increment("connections", connection.excess)
+        may_reset = connection.close()
+        self._descriptors.forget(connection.number)
+        self._unsaid.append((connection.number, connection.serial, may_reset))
+        self._say_who_has_gone()
+
+    def _say_all(self) -> None:
+        """Tell the master which connections have ended, however long it takes; but not when it is gone."""
+        self._say_who_has_gone()
+        while self._unsaid and not orphan.is_orphan(self._shared.lifeline.fd):
+            self.row.set_state(State.BUSY)
+            time.sleep(_PAUSE)
+            self._say_who_has_gone()
+
+    def _say_who_has_gone(self) -> None:
+        """Tell the master which connections have ended. If it is away it is told the next time."""
+        with contextlib.suppress(OSError):
+            while self._unsaid:
+                number, serial, may_reset = self._unsaid[-1]
+                self._to_master.send(Kind.GONE if may_reset else Kind.ENDED, number, serial)
+                self._unsaid.pop()
+
+    # What does not happen at every lookup.
+
+    def _take(self, number: int) -> Connection | None:
+        """Take what is no connection that this worker knows; return one that it gets to know."""
         if number in self._listeners:
-            return self._accept(self._listeners[number])
-        self.must_leave = self.must_leave or number == self._lifeline
+            self._accept(self._listeners[number])
+        elif number >= self._table.first:
+            return self._receive(number)
+        elif number == self._table.nudged:
+            return self._look_for_astray()
+        elif number == self._shared.lifeline.fd or self._duty.is_dismissal(number):
+            self._leaving = True
+        else:
+            time.sleep(_BREATH)  # another generation's, which is on its way out
         return None
 
-    def _wait(self) -> int | None:
-        try:
-            self._waits = True
-            if self.must_leave:
-                return None
-            number = self._lot.wait(0)
-            if number is not None:
-                return number  # there is enough for everybody: no time to step back
-            if self._lot.has_reserve and self._board.count(State.IDLE):
-                self.row.set_state(State.RESERVE)
-                self._set_title("idle")
-                self._lot.wait_in_reserve()
-            self.row.set_state(State.IDLE)
-            number = self._lot.wait(PATIENCE)
-            if number is None:
-                self._set_title("idle")  # not for a moment's pause: it costs as much as a lookup in a small map
-                number = self._lot.wait()
-            return number
-        except _Leave:
-            # It may have been about to return something. The master arms that again when it has seen us leave.
+    def _receive(self, number: int) -> Connection | None:
+        """Return a connection that this worker has not met before; None if it has gone, or another one has it."""
+        index = number - self._table.first
+        serial = self._table.serials[index]
+        if not serial:
             return None
-        finally:
-            self._waits = False
+        connection = self._descriptors.receive(number, serial)
+        if connection or serial != self._table.serials[index]:
+            return connection
+        # The master is away. Without a descriptor we cannot even put it back: whoever has one shall, or the master.
+        self._table.leave_astray(number, serial)
+        self._board.astray = 1
+        self._shared.bell.ring()
+        self._board.looks = 2 * PLACES
+        self._table.nudge()  # while we do not wait ourselves: so it is another one
+        return None
 
-    def _accept(self, listener: Listener) -> Connection | None:
+    def _look_for_astray(self) -> Connection | None:
+        """Put back what others could not receive and this worker can; return one of them, to be served."""
+        found = [
+            each for each in self._descriptors.known.values() if self._table.bring_back(each.number, each.serial)
+        ]
+        for connection in found[1:]:
+            with contextlib.suppress(OSError):  # it has been closed
+                self._table.arm(connection.number)
+        if not found and self._board.looks:
+            self._board.looks -= 1
+            self._table.nudge()
+            time.sleep(_BREATH)
+        return found[0] if found else None
+
+    def _accept(self, listener: Listener) -> None:
         try:
             sock, address = listener.sock.accept()
         except OSError as error:
             if error.errno in _OUT_OF_MEANS:
                 raise
-            return None  # another worker was faster, the client has left, or the master has closed the listener
+            return  # another worker was faster, the client has left, or the master has closed the listener
         finally:
             # Now, not after the connection: the next one may be waiting, and another worker idle.
-            with contextlib.suppress(FileNotFoundError):  # the master has closed it
-                self._lot.put_back(listener.sock.fileno())
-        if self._is_refused(address):
-            abort(sock)
-            sock.close()
-            return None
-        self.row.count_connection()
-        self.row.has_new = True
-        self._become_busy(for_long=True)
-        try:
-            connection = Connection(sock, self)
-            connection.set_options()
-        except OSError:
-            sock.close()  # the client has left already
-            return None
-        self._set_title(f"serving {connection.client}")
-        return connection
-
-    def _is_refused(self, address: object) -> bool:
-        allow, limit = self._plan.allow, self._limits.max_connections
+            with contextlib.suppress(OSError):  # the master has closed it
+                self._table.arm_listener(listener.sock.fileno())
+        allow = self._plan.allow
         if allow and isinstance(address, tuple) and not allow(address[0]):
-            log.warning("connection from %s refused: not in an allowed network", address[0])
-        elif limit and self._board.connections >= limit:
-            log.warning("connection refused: there are max_connections = %d already", limit)
+            log.warning("connection from [%s] refused: not in an allowed network", address[0])
+            self._refuse(sock)
+            return
+        self.row.increment("connections", "accepted")
+        if not self._board.watched:
+            self._have_others_watched()
+        self._serve_newcomer(Connection(sock, self._table, self._limits, self.job))
+
+    def _refuse(self, sock: socket.socket) -> None:
+        self.row.increment("connections", "refused")
+        reset(sock.fileno(), sock.family)
+        sock.close()
+
+    # New connections.
+
+    def _serve_newcomer(self, connection: Connection) -> None:
+        """Answer a new client's first requests, as they come within a moment, then pass the connection on."""
+        self._cells.client[:] = connection.label
+        self._newcomer = connection.sock
+        is_crowded = self._is_crowded()
+        # A client that soon has no more questions is spared the table.
+        turns = 0 if is_crowded else _FIRST_TURNS
+        while turns and self._serve(connection) and not connection.stage and self._wait_a_moment(connection.sock):
+            turns = 0 if self._must_leave() else turns - 1
+        if connection.has_ended or self._board.stopping:
+            connection.close()
         else:
-            return False
-        self.row.count_refused()
-        return True
+            self._hand_over(connection, is_crowded=is_crowded)
 
-    def _take_from_lot(self, number: int) -> Connection | None:
-        serial = self._lot.hold(number, self.row)
-        self._become_busy(for_long=self.job.seconds > _SLOW)
-        connection = self._known.get(number)
-        if connection is None or connection.serial != serial:
-            connection = self._meet(number, serial)
-        if connection is None:
-            return None
-        self._set_title(f"serving {connection.client}")
-        connection.begin_turn(self._lot.since(number))
-        return connection
-
-    def _meet(self, number: int, serial: int) -> Connection | None:
-        """Make the acquaintance of the connection with *number*; None when it has just gone."""
-        stale = self._known.pop(number, None)
-        if stale:
-            stale.sock.close()
-        inherited_serial, sock = self._inherited.pop(number, (None, None))
-        if sock and inherited_serial != serial:
-            sock.close()
-            sock = None
-        sock = sock or self._fetch(number)
-        if sock is None:
-            return None
-        try:
-            connection = self._known[number] = Connection(sock, self, number, serial)
-        except OSError:
-            sock.close()  # the client has left
-            self._inbox.send(Kind.GONE, number=number, serial=serial)
-            return None
-        return connection
-
-    def _fetch(self, number: int) -> socket.socket | None:
-        """Ask the master for the connection with *number*; None when it has just gone."""
-        answers, enclosed = Channel.pair()
-        try:
-            self._inbox.send(Kind.FETCH, number=number, connection=enclosed.sock)
-            enclosed.close()  # so that the master's is the only one, and its end can be seen
-            message = answers.receive()
-        except EOFError:
-            self.must_leave = True  # the master is gone
-            return None
-        finally:
-            answers.close()
-        if not (message and message.connection):
-            return None
-        fetched = message.connection
-        # Not dup2(2): it would close whatever a map's code has open under this number.
-        got = fcntl.fcntl(fetched, fcntl.F_DUPFD_CLOEXEC, number)
-        sock = socket.socket(fetched.family, fetched.type, fetched.proto, got)
-        fetched.close()
-        if got != number:
-            sock.close()
-            raise RuntimeError(f"descriptor {number} is in use: the code of a map has too many files open")
-        return sock
-
-    # Serving them.
-
-    def _serve(self, connection: Connection) -> None:
-        self.row.client = connection.client
+    def _serve(self, connection: Connection) -> bool:
+        """Serve a turn of a connection that is not in the table yet; return whether it goes on."""
         try:
             self._handler(connection)
-        except Exception:
-            log.exception("a connection is given up after an error in its handler")
-        if self.job.left <= 0:
-            self.must_leave = True
-        if connection.can_go_on and self.can_park and not self.stops:
-            self._park(connection)
-        else:
-            self._end(connection)
+        except Exception:  # noqa: BLE001
+            self._give_up(connection)
+        return not (connection.has_ended or self._board.stopping)
 
-    def _park(self, connection: Connection) -> None:
-        """Put the connection back into the lot, or let the master put it there for the first time."""
-        try:
-            if connection.number:
-                self._lot.release(connection.number)
-                return
-            self._inbox.send(Kind.PARK, connection=connection.sock)
-        except OSError:
-            self._end(connection)  # the server stops, or the master is gone
-        else:
-            connection.sock.close()
-
-    def _end(self, connection: Connection) -> None:
-        may_reset = connection.close()
-        if connection.number:
-            del self._known[connection.number]
-            if may_reset:
-                with contextlib.suppress(OSError):
-                    self._inbox.send(Kind.GONE, number=connection.number, serial=connection.serial)
-
-    def _become_busy(self, *, for_long: bool) -> None:
-        """Leave the front, and see to it that others are served meanwhile.
-
-        *For long* means by a successor; else the master's eye will do, should it take longer than a moment.
-        """
+    def _is_crowded(self) -> bool:
+        """Whether the master has to decide about a new connection, since there may be too many."""
         board = self._board
-        self.row.set_state(State.BUSY)
-        front, reserve = board.count_idle()
-        if front + reserve < self._limits.min_spare and not board.knows_shortage:
-            self._inbox.send(Kind.SHORTAGE)
-        if front:
-            return
-        if for_long and reserve and self._lot.has_reserve:
-            self._lot.call_reserve()
-        elif not board.is_watched:
-            self._inbox.send(Kind.EMPTY_FRONT)
+        return board.connections + board.slots * (RESERVATIONS + 1) > board.connection_limit
 
-    @property
-    def stops(self) -> bool:
-        """Whether the server stops."""
-        return bool(self._board.stopping)
+    def _wait_a_moment(self, sock: socket.socket) -> bool:
+        """Wait for more words of a new client; return whether some came.
 
-    def is_dispensable(self) -> bool:
-        """Whether others can be served while we wait for a client; without a lot we cannot leave it anyway."""
-        if not self.can_park:
-            return True
-        front, reserve = self._board.count_idle()
-        if reserve and not front:
-            self._lot.call_reserve()
-        return front + reserve > 0
-
-    def wait_while_silent(self, sock: socket.socket) -> bool:
-        """Wait for the next words of a client that cannot be parked; return False when it is time to let go of it."""
-        self.row.set_state(State.WAITING)
-        deadline = monotonic() + (self._limits.idle_timeout or float("inf"))
-        while not self.must_leave and any(self._board.count_idle()):
-            left = deadline - monotonic()
-            if left <= 0:
-                return False
-            if self._wait_for_words(sock, min(left, _SILENCE_CHECK)):
-                self.row.set_state(State.BUSY)
-                return True
-        return False
-
-    def _wait_for_words(self, sock: socket.socket, timeout: float) -> bool:
-        try:
-            self._waits = True
-            return not self.must_leave and wait_for_words(sock, self._lifeline, timeout)
-        except _Leave:
+        Who has waited in vain does not, while others are waiting. A client that asks once and hangs up does so within
+        a fraction of the moment.
+        """
+        if not self._newcomers_speak and self._board.count(State.IDLE) == 0 and self._table.has_work():
             return False
-        finally:
-            self._waits = False
+        self._newcomers_speak = _is_readable(sock, _MOMENT)
+        return self._newcomers_speak
 
-    def _on_leave(self, _number: int, _frame: FrameType | None) -> None:
-        self.must_leave = True
-        if self._waits:
-            raise _Leave
+    def _hand_over(self, connection: Connection, *, is_crowded: bool) -> None:
+        """Put a new connection into the table, at a place that the master has reserved, and give it a duplicate."""
+        place = self._await_place(connection)
+        if not place:
+            if connection.has_ended:
+                connection.close()
+            else:
+                self._refuse(connection.sock)
+            return
+        self._descriptors.settle(connection, *place)
+        self._table.begin(*place)
+        has_deadline = bool(connection.stage)
+        try:
+            connection.store()  # before the master, or we ourselves, let others have it
+            self._to_master.send(Kind.OFFER if is_crowded else Kind.KEEP, *place, enclosed=(connection.sock,))
+        except OSError:  # the master is away for long, or gone; or there is no room for what is to be kept
+            self._table.discard(place[0])
+            self._descriptors.forget(place[0])
+            return
+        if has_deadline:
+            self._shared.bell.ring()
+        if not is_crowded:
+            self._put_back(connection)
+
+    def _await_place(self, connection: Connection) -> tuple[int, int] | None:
+        """Return a place for a new connection; None when there will be none, or the connection has ended.
+
+        As a rule there is one. While the master is away, or behind, the connection is served here, for as long as
+        that keeps nobody waiting.
+        """
+        begun = monotonic()
+        while not (place := self.row.take_reservation()):
+            waited = monotonic() - begun
+            if waited > _PATIENCE:
+                self._before_long_job()
+                if self._must_leave() or orphan.is_orphan(self._shared.lifeline.fd):
+                    return None
+            if waited > _LONG_PATIENCE and not self._board.count(State.IDLE, State.RESERVE):
+                return None
+            if connection.has_ended:
+                return None
+            is_silent = not _is_readable(connection.sock, _MOMENT if self._on_duty else _LONG_MOMENT)
+            if not is_silent and (connection.stage or not self._serve(connection)):
+                time.sleep(_BREATH)
+        return place
+
+    # The rest.
+
+    def _leave_to_fork(self) -> None:
+        """In a process that the code of a map has forked: keep nothing of clients.
+
+        It may live longer than this worker, and a connection ends with its last descriptor. If it returns from the
+        map's code it ends, for it has nothing to serve with.
+        """
+        if self._is_fork:
+            return  # a fork of a fork, which has files of its own by now
+        self._is_fork = True
+        if hasattr(self, "_descriptors"):
+            self._descriptors.leave_to_fork()
+        for sock in (self._newcomer, *(listener.sock for listener in self._listeners.values())):
+            if sock and sock.fileno() >= 0:
+                os.close(sock.detach())
+        self._table.leave_to_fork()
 
     def _on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        if orphan.is_orphan(self._shared.lifeline.fd):
+            self._leaving = True
+            if self.row.job_started:
+                orphan.end_soon(self._listeners.values())
+            return
         # The signal may be late, and meant for the job before: the clock decides.
         started, limit = self.row.job_started, self._limits.lookup_timeout
         if started and limit and monotonic() - started >= limit:
@@ -360,6 +465,12 @@ class Worker:
         if doing != self._title:
             self._title = doing
             setproctitle(self._titles + doing)
+
+
+def _is_readable(sock: socket.socket, milliseconds: float) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(milliseconds))
 
 
 def _vary(number: int) -> int:

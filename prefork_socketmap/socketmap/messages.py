@@ -50,6 +50,15 @@ def to_bytes(text: str) -> bytes:
     return text.encode(_ENCODING, _ERRORS)
 
 
+def printable(text: str) -> str:
+    """Return *text* with everything that is not printable, line ends above all, as a backslash escape."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
 class Request(NamedTuple):
     """One question: the map's name, and the key, which may be empty and may hold spaces."""
 
@@ -68,7 +77,7 @@ class Request(NamedTuple):
 
 def split_request(payload: bytes) -> tuple[str, str]:
     """Return map name and key, as ``Request.decode`` does, at a third of the cost: named tuples are slow to make."""
-    name, space, key = to_text(payload).partition(" ")
+    name, space, key = payload.decode(_ENCODING, _ERRORS).partition(" ")
     if not space:
         raise MalformedRequestError("no space between map name and key")
     return name, key
@@ -133,7 +142,7 @@ def encode_reply(status: Status, text: str, max_size: int = 0) -> bytes:
     a value (Postfix takes it for a configuration error).
     """
     try:
-        data = to_bytes(text)
+        data = text.encode(_ENCODING, _ERRORS)
     except UnicodeEncodeError as error:
         raise InvalidReplyError(f"a reply that is not encodable ({error.reason}); return plain text") from error
     except AttributeError:  # for somebody's temp_fail(exception); to ask before would cost every lookup

@@ -45,26 +45,18 @@ _ASYNCIO = Contender("asyncio", "asynchronous")
 
 SCENARIOS = {
     "busy": Scenario(
-        "a few busy connections, each with a worker of its own",
+        "a few busy connections",
         [prefork("prefork-socketmap", {"process_limit": 40}), _THREADED, _ASYNCIO],
         [Load(1), Load(8), Load(32)],
     ),
     "crowded": Scenario(
-        "many more busy connections than workers: does parking earn its place?",
-        [
-            prefork("parking", {"process_limit": 16}),
-            prefork("park_timeout = 0", {"process_limit": 16, "park_timeout": 0}),
-        ],
+        "many more busy connections than workers",
+        [prefork("prefork-socketmap", {"process_limit": 16}), _THREADED, _ASYNCIO],
         [Load(16), Load(200)],
     ),
     "patient": Scenario(
         "thousands of clients that ask now and then",
-        [
-            prefork("parking", {"process_limit": 16}),
-            prefork("park_timeout = 0", {"process_limit": 16, "park_timeout": 0}),
-            _THREADED,
-            _ASYNCIO,
-        ],
+        [prefork("prefork-socketmap", {"process_limit": 16}), _THREADED, _ASYNCIO],
         [Load(2000, interval=1.0)],
     ),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import selectors
@@ -57,11 +56,6 @@ def reload(site: Site) -> None:
     kill(site.pid, signal.SIGHUP)
 
 
-def retire_a_worker(site: Site) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it leaves already
-        kill(random.choice(site.workers), signal.SIGTERM)
-
-
 def do_nothing(site: Site) -> None:
     pass
 
@@ -71,11 +65,10 @@ def do_nothing(site: Site) -> None:
     [
         (Config(process_limit=4), do_nothing),
         (Config(process_limit=4), reload),
-        (Config(process_limit=4), retire_a_worker),
         (Config(process_limit=4, max_use=10), do_nothing),
         (Config(process_limit=20, min_spare=1, max_idle=0.05), do_nothing),
     ],
-    ids=["in peace", "reloads", "workers that leave", "max_use", "growing and shrinking"],
+    ids=["in peace", "reloads", "max_use", "growing and shrinking"],
 )
 def test_every_client_is_answered_over_its_one_connection(
     serve: Serve, endpoint: str, limits: Config, disturb: Callable[[Site], None]

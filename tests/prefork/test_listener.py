@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import grp
+import json
 import logging
 import os
 import pwd
@@ -11,11 +12,19 @@ import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from prefork_socketmap.prefork import listener as listener_module
-from prefork_socketmap.prefork.listener import Endpoint, Listener, ListenError, open_listener, resolve
+from prefork_socketmap.prefork.listener import (
+    Endpoint,
+    Listener,
+    ListenError,
+    ListenerState,
+    open_listener,
+    resolve,
+)
 from prefork_socketmap.settings import SettingError
 
 BACKLOG = 64
@@ -283,3 +292,89 @@ def test_a_socket_that_was_handed_to_us_goes_on_listening_elsewhere() -> None:
         listener = Listener(theirs.dup())
         listener.close(unlink=True)
         assert connects(listener.endpoint)
+
+
+# Whoever can write to the directory of a socket can put something else in its place.
+
+
+@pytest.fixture
+def precious(directory: Path) -> Path:
+    file = directory / "precious"
+    file.write_text("for root's eyes only")
+    file.chmod(0o600)
+    return file
+
+
+@pytest.mark.parametrize("kind", ["symbolic link", "hard link"])
+@pytest.mark.parametrize("when", ["reload", "upgrade"])
+def test_a_link_in_the_place_of_the_socket_opens_nothing_at_a_reload_or_upgrade(
+    unix: Endpoint, path: Path, precious: Path, kind: str, when: str
+) -> None:
+    listener = open_listener(unix, BACKLOG)
+    path.unlink()
+    if kind == "symbolic link":
+        path.symlink_to(precious)
+    else:
+        path.hardlink_to(precious)
+    if when == "upgrade":
+        passed_on = ListenerState(**json.loads(json.dumps(dataclasses.asdict(listener.state()))))
+        listener.sock.detach()
+        listener = Listener.resume(passed_on)
+    before = precious.stat()
+    with pytest.raises(OSError):  # noqa: PT011 - ELOOP, or what we say
+        listener.set_up(dataclasses.replace(unix, mode=0o666, owner="12345"), BACKLOG)
+    listener.close(unlink=True)
+    after = precious.stat()
+    assert (after.st_mode, after.st_uid) == (before.st_mode, before.st_uid)
+    assert path.lstat()
+
+
+def test_another_socket_in_the_place_of_ours_is_left_as_it_is(
+    opened: list[Listener], unix: Endpoint, path: Path
+) -> None:
+    opened.append(open_listener(unix, BACKLOG))
+    path.unlink()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as theirs:
+        theirs.bind(str(path))
+        path.chmod(0o600)
+        with pytest.raises(OSError, match="another file in the place of the socket"):
+            opened[0].set_up(unix, BACKLOG)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("kernel_tells", [True, False], ids=["the kernel tells", "the path is opened"])
+def test_what_is_put_in_the_place_of_the_socket_between_bind_and_chmod_is_not_touched(
+    unix: Endpoint, path: Path, precious: Path, monkeypatch: pytest.MonkeyPatch, *, kernel_tells: bool
+) -> None:
+    bind = socket.socket.bind
+
+    def bind_and_lose(sock: socket.socket, address: str) -> None:
+        bind(sock, address)
+        path.unlink()
+        path.symlink_to(precious)
+
+    monkeypatch.setattr(socket.socket, "bind", bind_and_lose)
+    if not kernel_tells:
+        monkeypatch.setattr(listener_module, "_SIOCUNIXFILE", 0)
+    with pytest.raises(ListenError):
+        open_listener(dataclasses.replace(unix, mode=0o666), BACKLOG)
+    assert stat.S_IMODE(precious.stat().st_mode) == 0o600
+
+
+def test_the_file_of_a_socket_is_closed_to_all_until_it_has_its_owner(
+    opened: list[Listener], unix: Endpoint, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    chown = os.chown
+
+    def see(*arguments: Any) -> None:
+        seen.append(stat.S_IMODE(path.stat().st_mode))
+        chown(*arguments)
+
+    monkeypatch.setattr(os, "chown", see)
+    umask = os.umask(0)
+    try:
+        opened.append(open_listener(dataclasses.replace(unix, owner=str(os.geteuid())), BACKLOG))
+    finally:
+        os.umask(umask)
+    assert seen == [0]

@@ -15,11 +15,10 @@ from pathlib import Path
 import pytest
 
 from prefork_socketmap.config import Config
-from prefork_socketmap.prefork.generation import Plan
+from prefork_socketmap.prefork.counters import SlotCounters
 from prefork_socketmap.prefork.listener import Endpoint
 from prefork_socketmap.prefork.master import Master
-from prefork_socketmap.prefork.observer import Observer
-from prefork_socketmap.prefork.tallies import Tallies
+from prefork_socketmap.prefork.plan import Observer, Plan
 from prefork_socketmap.service import Service
 from prefork_socketmap.settings import SettingError
 from tests.serving import DEADLINE, Client, End, Fork, end_of_newcomer, exit_code, kill, serving, title
@@ -51,13 +50,13 @@ def plan(name: str, *endpoints: Endpoint, limits: Config | None = None, **rest: 
     """Return a plan whose workers answer with *name*."""
     config = limits or Config(process_limit=2)
 
-    def start(tallies: Tallies) -> Service:
-        return Service({"plan": lambda key: name}, None, config, tallies)
+    def start(counters: SlotCounters) -> Service:
+        return Service({"plan": lambda key: name}, None, config, counters)
 
     return dataclasses.replace(Plan(endpoints, config, start), **rest)  # type: ignore[arg-type]
 
 
-def cannot_start(_tallies: Tallies) -> Service:
+def cannot_start(_counters: SlotCounters) -> Service:
     raise SettingError("maps.users.type", "no such type")
 
 
@@ -207,7 +206,7 @@ def test_workers_that_cannot_start_change_nothing(run: Run, unix: Unix) -> None:
 
 
 def test_workers_that_die_while_they_start_change_nothing(run: Run, unix: Unix) -> None:
-    def die(_tallies: Tallies) -> Service:
+    def die(_counters: SlotCounters) -> Service:
         os._exit(3)
 
     master = run(plan("first", unix("a")), plan("second", unix("a"), start=die))

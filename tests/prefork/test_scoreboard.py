@@ -5,13 +5,23 @@ from __future__ import annotations
 import os
 import shutil
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from prefork_socketmap import Config
-from prefork_socketmap.prefork.scoreboard import LAYOUT, MAX_SLOTS, Scoreboard, ScoreboardError, State
-from prefork_socketmap.prefork.tallies import COLUMNS, MAX_NAMES, OTHER
+from prefork_socketmap.prefork.connection import Job
+from prefork_socketmap.prefork.counters import ENDINGS, MAX_NAMES, OTHER, server_counter
+from prefork_socketmap.prefork.scoreboard import (
+    LAYOUT,
+    MAX_SLOTS,
+    Row,
+    Scoreboard,
+    ScoreboardError,
+    State,
+    client_label,
+)
 from tests.serving import Serve
 
 
@@ -20,32 +30,49 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "scoreboard"
 
 
+def spawned(board: Scoreboard) -> int:
+    return board.server_counters()[server_counter("workers", "spawned")]
+
+
+def write_client(row: Row, client: str) -> None:
+    row.cells().client[:] = client_label(client)
+
+
+@pytest.fixture
+def nameless() -> Iterator[Scoreboard]:
+    """A board without a path: nobody else's tests shall find it."""
+    board = Scoreboard()
+    yield board
+    board.close()
+
+
 def test_a_reader_sees_what_is_written_while_it_looks(path: Path) -> None:
     board = Scoreboard(path)
     board.learn(["users"])
     row = board.claim(generation=3)
     reader = Scoreboard.read(path)
-    board.workers_spawned += 1
+    board.increment("workers", "spawned")
     row.pid = 4711
-    row.client = "2001:db8::1"
+    write_client(row, "2001:db8::1")
     row.set_state(State.BUSY)
-    row.job(left=5).begin(1)
-    board.open_tallies(row.slot, board.labels())["users"].count(2, 0.5)
+    users = board.open_counters(row.slot, board.labels())["users"]
+    Job(row.job_cells(), left=5, before_long=lambda: None).begin(users)
+    users.count(2, 0.5)
     (read,) = reader.rows()
-    assert (reader.pid, reader.workers_spawned) == (os.getpid(), 1)
+    assert (reader.pid, spawned(reader)) == (os.getpid(), 1)
     assert (read.pid, read.generation, read.client, read.state) == (4711, 3, "2001:db8::1", State.BUSY)
     assert read.job_started == row.job_started > 0
     assert reader.names()[read.job_name] == "users"
-    assert list(reader.tallies(0)["users"].columns) == [0, 0, 1, 0, 0, 0, 0, 0]
+    assert list(reader.counters(0)["users"].endings) == [0, 0, 1, 0, 0, 0, 0, 0]
 
 
 def test_a_reader_cannot_write(path: Path) -> None:
     Scoreboard(path).claim(1)
     reader = Scoreboard.read(path)
     with pytest.raises(TypeError):
-        reader.in_lot = 1
+        reader.connections = 1
     with pytest.raises(TypeError):
-        reader.tallies(0)[OTHER].count(0, 1.0)
+        reader.counters(0)[OTHER].count(0, 1.0)
 
 
 def test_everybody_may_read_it_whatever_the_umask(path: Path) -> None:
@@ -90,13 +117,13 @@ def test_the_next_program_goes_on_with_it(path: Path) -> None:
     board = Scoreboard(path)
     board.learn(["users"])
     row = board.claim(1)
-    board.open_tallies(row.slot, board.labels())["users"].count(0, 0.1)
-    board.in_lot = 7
+    board.open_counters(row.slot, board.labels())["users"].count(0, 0.1)
+    board.connections = 7
     resumed = Scoreboard.resume(os.dup(board.fileno()), path)
     resumed.learn(["users", "groups"])
-    assert (resumed.in_lot, resumed.names()) == (7, [OTHER, "users", "groups"])
+    assert (resumed.connections, resumed.names()) == (7, [OTHER, "users", "groups"])
     assert resumed.claim(2).slot == 1
-    assert resumed.open_tallies(0, resumed.labels())["users"].columns[0] == 1
+    assert resumed.open_counters(0, resumed.labels())["users"].endings[0] == 1
     assert Scoreboard.read(path).names() == resumed.names()
 
 
@@ -138,32 +165,32 @@ def test_a_name_keeps_its_place(path: Path) -> None:
     assert board.names() == [OTHER, "a", "b", "c"]
 
 
-def test_names_beyond_the_limit_are_counted_together() -> None:
-    board = Scoreboard()
+def test_names_beyond_the_limit_are_counted_together(nameless: Scoreboard) -> None:
+    board = nameless
     names = [f"map{number}" for number in range(MAX_NAMES + 10)]
     board.learn(names)
-    tallies = board.open_tallies(board.claim(1).slot, board.labels())
+    counters = board.open_counters(board.claim(1).slot, board.labels())
     for name in names:
-        tallies[name].count(0, 0.001)
+        counters[name].count(0, 0.001)
     assert len(board.names()) == MAX_NAMES
-    assert [tally.columns[0] for tally in tallies] == [11] + [1] * (MAX_NAMES - 1)
+    assert [each.endings[0] for each in counters] == [11] + [1] * (MAX_NAMES - 1)
 
 
-def test_a_name_of_any_bytes_and_length_has_its_own_tally() -> None:
-    board = Scoreboard()
+def test_a_name_of_any_bytes_and_length_has_its_own_counters(nameless: Scoreboard) -> None:
+    board = nameless
     names = ["\u00e9", "\udc80", "x" * 1000, "y" * 127 + "\u00e9"]
     board.learn(names)
     board.learn(names)
-    tallies = board.open_tallies(board.claim(1).slot, board.labels())
-    assert [tallies[name].index for name in names] == [1, 2, 3, 4]
+    counters = board.open_counters(board.claim(1).slot, board.labels())
+    assert [counters[name].index for name in names] == [1, 2, 3, 4]
     assert board.names() == [OTHER, "\u00e9", "\ufffd", "x" * 128, "y" * 127 + "\ufffd"]
 
 
-def test_a_worker_that_starts_while_names_are_added_is_not_disturbed() -> None:
-    board = Scoreboard()
+def test_a_worker_that_starts_while_names_are_added_is_not_disturbed(nameless: Scoreboard) -> None:
+    board = nameless
     row = board.claim(1)
     board.learn([f"map{number}" for number in range(MAX_NAMES)])
-    board.open_tallies(row.slot, board.labels())[OTHER].count(0, 0.001)
+    board.open_counters(row.slot, board.labels())[OTHER].count(0, 0.001)
 
 
 # The slots.
@@ -175,10 +202,10 @@ def test_counts_go_on_when_the_next_worker_takes_the_slot(path: Path) -> None:
     for _ in range(3):
         row = board.claim(1)
         assert row.slot == 0
-        board.open_tallies(row.slot, board.labels())["users"].count(0, 0.25)
+        board.open_counters(row.slot, board.labels())["users"].count(0, 0.25)
         row.end()
-    tally = Scoreboard.read(path).tallies(0)["users"]
-    assert (tally.columns[0], tally.seconds, tally.worst) == (3, 0.75, 0.25)
+    users = Scoreboard.read(path).counters(0)["users"]
+    assert (users.endings[0], users.seconds, users.worst) == (3, 0.75, 0.25)
 
 
 def test_slots_do_not_touch_each_other(path: Path) -> None:
@@ -186,22 +213,22 @@ def test_slots_do_not_touch_each_other(path: Path) -> None:
     board.learn([f"map{number}" for number in range(MAX_NAMES)])
     rows = [board.claim(1) for _ in range(3)]
     for row in rows:
-        row.client = "x" * 200
+        write_client(row, "x" * 200)
         row.pid = row.slot + 1
-        for tally in board.open_tallies(row.slot, board.labels()):
-            for column in range(COLUMNS):
-                tally.count(column, 10.0**row.slot)
-            tally.extras[:] = memoryview(bytes([row.slot] * 32)).cast("Q")
+        for each in board.open_counters(row.slot, board.labels()):
+            for ending in range(ENDINGS):
+                each.count(ending, 10.0**row.slot)
+            each.extras[:] = memoryview(bytes([row.slot] * 32)).cast("Q")
     reader = Scoreboard.read(path)
     assert len(reader.names()) == MAX_NAMES
     for row in reader.rows():
         assert row.pid == row.slot + 1
-        tallies = list(reader.tallies(row.slot))
-        assert len(tallies) == MAX_NAMES
-        for tally in tallies:
-            assert list(tally.columns) == [1] * COLUMNS
-            assert (tally.worst, tally.seconds) == (10.0**row.slot, COLUMNS * 10.0**row.slot)
-            assert sum(tally.buckets) == COLUMNS
+        counters = list(reader.counters(row.slot))
+        assert len(counters) == MAX_NAMES
+        for each in counters:
+            assert list(each.endings) == [1] * ENDINGS
+            assert (each.worst, each.seconds) == (10.0**row.slot, ENDINGS * 10.0**row.slot)
+            assert sum(each.buckets) == ENDINGS
 
 
 def test_there_is_room_for_all_slots(path: Path) -> None:
@@ -215,14 +242,15 @@ def test_there_is_room_for_all_slots(path: Path) -> None:
 # What it costs.
 
 
-def test_a_worker_writes_only_where_room_was_reserved() -> None:
-    board = Scoreboard()  # in a file of the kernel's own: others have more blocks than what is in them
+def test_a_worker_writes_only_where_room_was_reserved(nameless: Scoreboard) -> None:
+    board = nameless  # in a file of the kernel's own: others have more blocks than what is in them
     board.learn([f"map{number}" for number in range(40)])
     row = board.claim(1)
     before = os.fstat(board.fileno()).st_blocks
-    row.client = "192.0.2.1"
-    for tally in board.open_tallies(row.slot, board.labels()):
-        tally.count(0, 0.1)
+    write_client(row, "192.0.2.1")
+    row.increment("connections", "accepted")
+    for each in board.open_counters(row.slot, board.labels()):
+        each.count(0, 0.1)
     assert os.fstat(board.fileno()).st_blocks == before
 
 

@@ -8,12 +8,18 @@ import os
 import signal
 import threading
 import time
+from time import monotonic
+from typing import cast
 
 import pytest
 
 from prefork_socketmap import Config
+from prefork_socketmap.prefork import watchdog
+from prefork_socketmap.prefork.generation import Generation
+from prefork_socketmap.prefork.pool import Child
+from prefork_socketmap.prefork.scoreboard import Row, Scoreboard
 from prefork_socketmap.service import Lookup
-from tests.serving import DEADLINE, Client, End, Serve, await_end, descriptors, is_alive, kill, who
+from tests.serving import DEADLINE, Client, Serve, abrupt, await_end, descriptors, is_alive, kill, who
 from tests.waiting import eventually
 
 TIMED_OUT = b"TIMEOUT lookup timed out"
@@ -84,6 +90,31 @@ def test_a_lookup_in_python_is_interrupted_and_its_worker_goes_on(serve: Serve, 
     eventually(lambda: descriptors(worker) == fresh, DEADLINE)
 
 
+class BetweenLookups(Row):
+    """The row of a worker that ends its lookup just when the master looks."""
+
+    @property
+    def job_started(self) -> float:
+        times = vars(self).setdefault("times", [monotonic()])
+        return times.pop() if times else 0.0
+
+
+class Spared(Child):
+    """Nobody's process."""
+
+    def send(self, number: int) -> None:
+        pytest.fail(f"it is sent signal {number}")
+
+
+def test_a_worker_that_ends_its_lookup_while_the_master_looks_is_not_taken_for_stuck() -> None:
+    board = Scoreboard()
+    row = BetweenLookups(board, board.claim(1).slot)
+    child = Spared(0, row, cast("Generation", None), monotonic(), ready=True)
+    watchdog.check([child], board, 30.0, monotonic())
+    assert not child.killed
+    board.close()
+
+
 def test_a_lookup_within_its_time_is_not_interrupted(serve: Serve, endpoint: str) -> None:
     site = serve({"slow": ends_in_time}, Config(lookup_timeout=5, process_limit=1), endpoint)
     with site.connect() as client:
@@ -122,7 +153,7 @@ def test_a_worker_that_cannot_be_interrupted_is_killed_and_replaced(
     with site.connect() as stuck, site.connect() as bystander:
         worker_of(bystander)
         stuck.request(b"stuck key")
-        assert stuck.end() is (End.RESET if endpoint.startswith("inet:") else End.ORDERLY)
+        assert stuck.end() is abrupt(endpoint)
         site.await_workers(2)
         assert bystander.is_open
         worker_of(bystander)
@@ -159,7 +190,7 @@ def test_a_worker_that_is_stopped_in_a_lookup_costs_that_lookup(serve: Serve, en
     with site.connect() as client, site.connect() as bystander:
         worker_of(bystander)
         client.request(b"stop key")
-        assert client.end() is (End.RESET if endpoint.startswith("inet:") else End.ORDERLY)
+        assert client.end() is abrupt(endpoint)
         site.await_workers(2)
         worker_of(bystander)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork_socketmap.socketmap.netstring import Decoder, FramingError, encode
+from prefork_socketmap.socketmap.netstring import Decoder, FramingError, Splitter, encode
 
 LIMIT = 100_000
 
@@ -187,3 +187,72 @@ def test_no_memory_is_taken_for_an_announced_length() -> None:
     decoder.feed(b"x")
     assert decoder.next() is None
     assert sys.getsizeof(decoder.pending) < 1000
+
+
+# The splitter: it keeps nothing, so its caller has to be told where to go on and how much to wait for.
+
+
+def split_all(data: bytes, *, limit: int = LIMIT) -> tuple[list[bytes], int, int]:
+    """Return all payloads that are complete, where what is not complete begins, and how many bytes it lacks."""
+    splitter, begin = Splitter(limit), 0
+    found: list[bytes] = []
+    while True:
+        payload, end = splitter.split(data, begin)
+        if payload is None:
+            return found, begin, end
+        found.append(payload)
+        begin = end
+
+
+@given(st.lists(payloads, max_size=8))
+def test_the_splitter_tells_where_the_next_netstring_begins(sent: list[bytes]) -> None:
+    stream = b"".join(map(encode, sent))
+    found, begin, missing = split_all(stream)
+    assert found == sent
+    assert begin == len(stream)
+    assert missing > 0
+
+
+@given(payloads, payloads, st.integers(min_value=1))
+def test_the_splitter_never_asks_for_more_than_is_missing(first: bytes, second: bytes, cut: int) -> None:
+    """Who reads so many bytes never reads into the next request."""
+    wanted = encode(second)
+    kept = cut % len(wanted)
+    stream = encode(first) + wanted[:kept]
+    found, begin, missing = split_all(stream)
+    assert (found, begin) == ([first], len(encode(first)))
+    assert 0 < missing <= len(wanted) - kept
+    if b":" in wanted[:kept]:
+        assert missing == len(wanted) - kept
+
+
+@given(st.binary(max_size=300))
+def test_who_reads_as_many_bytes_as_are_missing_gets_there(payload: bytes) -> None:
+    splitter, wanted = Splitter(LIMIT), encode(payload)
+    data, rounds = b"", 0
+    while (found := splitter.split(data))[0] is None:
+        data = wanted[: len(data) + found[1]]
+        rounds += 1
+    assert found == (payload, len(wanted))
+    assert rounds <= len(str(len(payload))) + 2
+
+
+@given(garbage, garbage, st.integers(min_value=1, max_value=200))
+def test_the_splitter_looks_at_nothing_before_its_beginning(before: bytes, data: bytes, limit: int) -> None:
+    def outcome(stream: bytes, begin: int) -> tuple[bytes | None, int] | str:
+        try:
+            payload, end = Splitter(limit).split(stream, begin)
+        except FramingError as error:
+            return str(error)
+        return payload, end - begin if payload is not None else end
+
+    assert outcome(before + data, len(before)) == outcome(data, 0)
+
+
+def test_one_splitter_serves_many_streams() -> None:
+    splitter = Splitter(10)
+    assert splitter.split(b"5:hel") == (None, 3)
+    assert splitter.split(b"3:abc,") == (b"abc", 6)
+    with pytest.raises(FramingError):
+        splitter.split(b"11:")
+    assert splitter.split(bytearray(b"5:hello,")) == (b"hello", 8)

@@ -1,4 +1,4 @@
-"""Taking over: how the master's state passes from one program to the next, in the same process.
+"""Upgrade: how the master's state passes from one program to the next, in the same process.
 
 An upgrade executes the new program in the master's place. The process stays what it was: its pid, its children, its
 open files. What the new program needs to know of them is written to a file without a name, whose descriptor it finds
@@ -18,10 +18,14 @@ from time import monotonic
 from typing import Any, NoReturn, Self
 
 from prefork_socketmap.prefork import scoreboard
+from prefork_socketmap.prefork.connections import ConnectionsState
+from prefork_socketmap.prefork.duty import DutyState
+from prefork_socketmap.prefork.listener import ListenerState
+from prefork_socketmap.prefork.table import TableState
 
 log = logging.getLogger("prefork_socketmap.master")
 
-LAYOUT = f"2.{scoreboard.LAYOUT}"
+LAYOUT = f"3.{scoreboard.LAYOUT}"
 """Of the state and of the shared memory. A program takes over only from one with the same."""
 
 _STATE = "PREFORK_SOCKETMAP_STATE"
@@ -29,17 +33,8 @@ _LAYOUT = "PREFORK_SOCKETMAP_LAYOUT"
 _CHECK_LIMIT = 60.0
 
 
-class TakeoverError(Exception):
+class UpgradeError(Exception):
     """The program cannot be replaced; the text says why. The old one goes on."""
-
-
-@dataclass(frozen=True)
-class ListenerState:
-    """A listener: its descriptor, the endpoint that was asked for, whether we made it."""
-
-    fd: int
-    wanted: str
-    created: bool
 
 
 @dataclass(frozen=True)
@@ -50,32 +45,25 @@ class ChildState:
     slot: int
     born: float
     ready: bool
-    leaving: bool
+    leaves_by: float
+    inherited: int
+    horizon: int
 
 
 @dataclass(frozen=True)
-class LotState:
-    """The lot: the first number of a connection, and the descriptors of its epoll sets, its bell, its table."""
-
-    first_number: int
-    set: int
-    bell: int
-    clapper: int
-    table: int
-
-
-@dataclass(frozen=True)
-class State:
+class MasterState:
     """All that a running master is, apart from its plan. Numbers are descriptors, where they are not counts."""
 
     generation: int
     listeners: list[ListenerState]
     inherited: list[int]
     children: list[ChildState]
-    parked: list[tuple[int, int]]  # number and address family
+    connections: ConnectionsState
     inbox: tuple[int, int]
+    bell: int
     lifeline: tuple[int, int]
-    lot: LotState
+    table: TableState
+    duty: DutyState
     board: int
     others: dict[str, int] = field(default_factory=dict)
     """Descriptors of the embedding program, by names of its own."""
@@ -89,7 +77,9 @@ class State:
         with open(int(fd), encoding="ascii") as file:  # noqa: PTH123 - a descriptor
             document: dict[str, Any] = json.load(file)
         document["listeners"] = [ListenerState(**each) for each in document["listeners"]]
-        document["lot"] = LotState(**document["lot"])
+        document["connections"] = ConnectionsState(**document["connections"])
+        document["table"] = TableState(**document["table"])
+        document["duty"] = DutyState(**document["duty"])
         document["children"] = [ChildState(**each) for each in document["children"]]
         return cls(**document)
 
@@ -119,13 +109,18 @@ class State:
         return [
             *(listener.fd for listener in self.listeners),
             *self.inherited,
-            *(number for number, _ in self.parked),
+            *(place[0] for place in self.connections.places),
             *self.inbox,
+            self.bell,
             *self.lifeline,
-            self.lot.set,
-            self.lot.bell,
-            self.lot.clapper,
-            self.lot.table,
+            self.table.set,
+            self.table.memory,
+            self.table.buffers,
+            self.table.nudged,
+            self.duty.reserve,
+            self.duty.calls,
+            self.duty.dismissals,
+            self.duty.gong,
             self.board,
             *self.others.values(),
         ]
@@ -195,10 +190,15 @@ class Check:
         return reason.removeprefix("prefork-socketmap: ")
 
 
+def is_for_upgrade() -> bool:
+    """In a check: whether a master asks, to be replaced by this program."""
+    return _LAYOUT in os.environ
+
+
 def refuse_another_layout() -> None:
-    """In a check: raise TakeoverError when the master that asks has another layout than this program."""
+    """In a check: raise UpgradeError when the master that asks has another layout than this program."""
     running = os.environ.get(_LAYOUT, LAYOUT)
     if running != LAYOUT:
-        raise TakeoverError(
+        raise UpgradeError(
             f"this program cannot take over from the running one (layout {running}): stop and start it"
         )

@@ -1,4 +1,4 @@
-"""Connections outlive workers: a silent client occupies none, and never sees that workers come and go."""
+"""Connections outlive workers: no client occupies one, and none sees that workers come and go."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from tests.serving import (
     Fork,
     Gate,
     Serve,
-    Site,
+    abrupt,
     await_end,
     descriptors,
+    end_of_newcomer,
     kill,
     say_ok,
     serving,
@@ -36,16 +37,11 @@ def ask_each(clients: list[Client]) -> None:
         assert client.ask(b"ok key") == b"OK ok"
 
 
-def await_idle(site: Site) -> None:
-    """Wait until no worker serves anybody."""
-    eventually(lambda: all(title(pid).endswith("idle") for pid in site.workers), DEADLINE, "idle workers")
-
-
 def test_a_silent_connection_outlives_idle_timeout_and_occupies_no_worker(serve: Serve, endpoint: str) -> None:
     site = serve(MAPS, Config(idle_timeout=0.2), endpoint)
     clients = [site.connect() for _ in range(3)]
     ask_each(clients)
-    await_idle(site)
+    site.await_idle()
     time.sleep(0.5)  # longer than idle_timeout: that is the test
     assert all(client.is_open for client in clients)
     ask_each(clients)
@@ -86,12 +82,12 @@ def test_a_request_that_follows_the_last_one_of_a_worker_is_answered_by_another(
 def test_a_connection_survives_the_workers_that_it_has_met(serve: Serve, endpoint: str) -> None:
     site = serve(MAPS, Config(process_limit=3), endpoint)
     clients = [site.connect() for _ in range(10)]
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    for _ in range(2):
         ask_each(clients)
-        await_idle(site)
+        site.await_idle()
         workers = site.workers
         for worker in workers:
-            kill(worker, number)
+            kill(worker)
         await_end(*workers)
         assert all(client.is_open for client in clients)
         ask_each(clients)
@@ -110,33 +106,115 @@ def test_connections_survive_reload_after_reload(serve: Serve, endpoint: str) ->
     assert all(client.is_open for client in clients)
 
 
-def test_a_silent_connection_is_closed_by_reset_after_park_timeout(serve: Serve, endpoint: str) -> None:
-    site = serve(MAPS, Config(idle_timeout=0.1, park_timeout=0.5), endpoint)
+def test_a_silent_connection_is_closed_by_reset_after_keepalive_timeout(serve: Serve, endpoint: str) -> None:
+    site = serve(MAPS, Config(keepalive_timeout=0.5), endpoint)
     client = site.connect()
     ask_each([client] * 3)
-    await_idle(site)
+    site.await_idle()
+    began = time.monotonic()
     ask_each([client])  # every worker that has met it holds a duplicate, and the reset is for all
-    assert client.end() is (End.RESET if endpoint.startswith("inet:") else End.ORDERLY)
+    assert client.end() is abrupt(endpoint)
+    assert time.monotonic() - began >= 0.5
+    site.await_count("connections", "expired", 1)
 
 
-def test_beyond_max_parked_the_oldest_is_closed(serve: Serve, endpoint: str) -> None:
-    site = serve(MAPS, Config(idle_timeout=0.1, max_parked=3), endpoint)
-    clients = []
-    for _ in range(5):
-        clients.append(site.connect())
-        ask_each(clients[-1:])
-        await_idle(site)
-    for client in clients[:2]:
-        assert client.end() is (End.RESET if endpoint.startswith("inet:") else End.ORDERLY)
-    assert all(client.is_open for client in clients[2:])
-    ask_each(clients[2:])
+def test_a_connection_that_has_never_said_a_word_is_closed_after_keepalive_timeout_too(
+    serve: Serve, endpoint: str
+) -> None:
+    site = serve(MAPS, Config(keepalive_timeout=0.3), endpoint)
+    assert site.connect().end() is abrupt(endpoint)
+    site.await_count("connections", "expired", 1)
+
+
+def test_a_client_that_speaks_within_keepalive_timeout_is_not_closed(serve: Serve, endpoint: str) -> None:
+    site = serve(MAPS, Config(keepalive_timeout=2), endpoint)
+    client = site.connect()
+    for _ in range(30):
+        ask_each([client])
+        time.sleep(0.1)
+    assert client.is_open
+    assert site.counted("connections", "expired") == 0
+
+
+def test_a_keepalive_timeout_of_0_waits_forever(serve: Serve, endpoint: str) -> None:
+    site = serve(MAPS, Config(keepalive_timeout=0, idle_timeout=0.1), endpoint)
+    client = site.connect()
+    ask_each([client])
+    time.sleep(1)
+    assert client.is_open
+    ask_each([client])
+
+
+def served(endpoint: str) -> Client:
+    """Return a new client that was answered: once those that are in its way have been silent for long enough."""
+
+    def attempt() -> Client:
+        client = serving(endpoint)
+        try:
+            ask_each([client])
+        except ConnectionError as error:
+            client.close()
+            raise AssertionError("refused") from error
+        except AssertionError:
+            client.close()
+            raise
+        return client
+
+    return eventually(attempt, DEADLINE)
+
+
+def test_beyond_max_connections_the_one_that_is_silent_longest_makes_room(serve: Serve, endpoint: str) -> None:
+    site = serve(MAPS, Config(idle_timeout=0.3, max_connections=3), endpoint)
+    clients = [site.connect() for _ in range(3)]
+    for client in [*clients, clients[0]]:  # which came first, and is not the one that is silent longest
+        ask_each([client])
+        site.await_idle()
+    with served(site.endpoint) as fourth:
+        assert clients[1].end() is abrupt(endpoint)
+        ask_each([clients[0], clients[2], fourth])
+        site.await_count("connections", "evicted", 1)
+
+
+def test_who_has_not_been_silent_for_idle_timeout_makes_no_room(serve: Serve, endpoint: str) -> None:
+    site = serve(MAPS, Config(idle_timeout=1000, max_connections=3), endpoint)
+    clients = [site.connect() for _ in range(3)]
+    ask_each(clients)
+    for refused in range(1, 4):
+        assert end_of_newcomer(site.endpoint) is abrupt(endpoint)
+        site.await_count("connections", "refused", refused)
+    ask_each(clients)
+    assert site.counted("connections", "evicted") == 0
+
+
+def test_with_an_idle_timeout_of_0_nobody_ever_makes_room(serve: Serve, endpoint: str) -> None:
+    site = serve(MAPS, Config(idle_timeout=0, max_connections=1), endpoint)
+    client = site.connect()
+    ask_each([client])
+    time.sleep(0.3)
+    assert end_of_newcomer(site.endpoint) is abrupt(endpoint)
+    ask_each([client])
+    site.await_count("connections", "refused", 1)
+
+
+def test_a_client_whose_lookup_is_under_way_makes_no_room(serve: Serve, endpoint: str, gate: Gate) -> None:
+    site = serve({**MAPS, "slow": gate.lookup}, Config(idle_timeout=0.1, max_connections=2), endpoint)
+    slow, silent = site.connect(), site.connect()
+    ask_each([slow])
+    slow.request(b"slow key")
+    gate.await_arrival()
+    ask_each([silent])
+    with served(site.endpoint):
+        assert silent.end() is abrupt(endpoint)
+        gate.open()
+        assert slow.reply() == b"OK done"
+        ask_each([slow])
 
 
 def test_where_descriptors_are_few_old_connections_make_room_for_new_ones(fork: Fork, directory: Path) -> None:
     endpoint = f"unix:{directory}/socket"
 
     def serve_with_few_descriptors() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512))
         server = Server(Config(process_limit=2, idle_timeout=0.1))
         server.register_map("ok", say_ok)
         server.listen(endpoint)
@@ -144,47 +222,44 @@ def test_where_descriptors_are_few_old_connections_make_room_for_new_ones(fork: 
 
     process = fork(serve_with_few_descriptors)
     with contextlib.ExitStack() as stack:
-        clients = []
-        for _ in range(300):
-            clients.append(stack.enter_context(serving(endpoint)))
-            ask_each(clients[-1:])
-        eventually(lambda: sum(client.is_open for client in clients) <= 128, DEADLINE, "half of the descriptors")
-        ask_each(clients[-100:])
+        clients = [stack.enter_context(served(endpoint)) for _ in range(600)]
+        eventually(lambda: sum(client.is_open for client in clients) <= 512, DEADLINE, "as many as descriptors")
+        ask_each(clients[-50:])
     assert process.is_alive()
 
 
-def test_a_refusal_reaches_a_client_that_was_parked_before(serve: Serve, endpoint: str) -> None:
+def test_a_refusal_reaches_a_client_that_was_silent_before(serve: Serve, endpoint: str) -> None:
     site = serve(MAPS, Config(idle_timeout=0.1), endpoint)
     client = site.connect()
     for _ in range(5):
         ask_each([client])
-        await_idle(site)
+        site.await_idle()
     client.send(b"garbage" + b"x" * 500_000)
-    await_idle(site)
+    site.await_idle()
     assert client.reply() == b"PERM malformed request"
     assert client.end() is End.ORDERLY
 
 
-def test_a_last_request_with_the_end_of_the_client_is_answered_after_parking(serve: Serve, endpoint: str) -> None:
+def test_a_last_request_with_the_end_of_the_client_is_answered_after_silence(serve: Serve, endpoint: str) -> None:
     site = serve(MAPS, Config(idle_timeout=0.1), endpoint)
     client = site.connect()
     for _ in range(5):
         ask_each([client])
-        await_idle(site)
+        site.await_idle()
     client.request(b"ok key")
     client.sock.shutdown(socket.SHUT_WR)
     assert client.reply() == b"OK ok"
 
 
-def test_a_client_that_hangs_up_while_it_is_parked_leaves_nothing_in_the_master(serve: Serve, endpoint: str) -> None:
+def test_a_client_that_hangs_up_in_silence_leaves_nothing_in_the_master(serve: Serve, endpoint: str) -> None:
     site = serve(MAPS, Config(process_limit=2, idle_timeout=0.1), endpoint)
     site.await_workers(2)
     fresh = descriptors(site.pid)
     for _ in range(3):
         clients = [site.connect() for _ in range(20)]
         ask_each(clients)
-        await_idle(site)
-        eventually(lambda: descriptors(site.pid).total() == fresh.total() + 20, DEADLINE, "parked connections")
+        site.await_idle()
+        eventually(lambda: descriptors(site.pid).total() == fresh.total() + 20, DEADLINE, "silent connections")
         for client in clients:
             client.close()
         eventually(lambda: descriptors(site.pid) == fresh, DEADLINE, "a master without connections")
@@ -224,10 +299,10 @@ def test_all_connections_end_with_the_server(serve: Serve, endpoint: str, ending
     clients = [site.connect() for _ in range(10)]
     for _ in range(3):
         ask_each(clients)
-    await_idle(site)
+    site.await_idle()
     if ending == "kill":
         kill(site.pid)
     else:
         site.server.close()
     for client in clients:
-        assert client.end() is (End.RESET if endpoint.startswith("inet:") else End.ORDERLY)
+        assert client.end() is abrupt(endpoint)

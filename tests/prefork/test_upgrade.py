@@ -12,30 +12,26 @@ from pathlib import Path
 
 import pytest
 
-from prefork_socketmap.prefork import takeover
-from prefork_socketmap.prefork.parking import Lot
+from prefork_socketmap.prefork import upgrade
+from prefork_socketmap.prefork.channel import Given
+from prefork_socketmap.prefork.connections import ConnectionsState
+from prefork_socketmap.prefork.duty import DutyState
+from prefork_socketmap.prefork.listener import ListenerState
 from prefork_socketmap.prefork.signals import Signals
-from prefork_socketmap.prefork.takeover import (
-    Check,
-    ChildState,
-    ListenerState,
-    LotState,
-    State,
-    TakeoverError,
-    refuse_another_layout,
-)
+from prefork_socketmap.prefork.table import TableState
+from prefork_socketmap.prefork.upgrade import Check, ChildState, MasterState, refuse_another_layout
 from tests.serving import await_end
 from tests.waiting import eventually
 
 SUCCESSOR = """
 import dataclasses, json, os
-from prefork_socketmap.prefork.takeover import State
+from prefork_socketmap.prefork.upgrade import MasterState
 
 def inheritable():
     fds = [fd for fd in map(int, os.listdir("/proc/self/fd")) if os.path.exists(f"/proc/self/fd/{fd}")]
     return {fd for fd in fds if os.get_inheritable(fd)}
 
-state = State.from_environment()
+state = MasterState.from_environment()
 before = inheritable()
 state.take_descriptors()
 print(json.dumps([dataclasses.asdict(state), list(before - inheritable()), list(before)]))
@@ -43,19 +39,28 @@ print(json.dumps([dataclasses.asdict(state), list(before - inheritable()), list(
 
 
 @pytest.fixture
-def state() -> Iterator[State]:
+def state() -> Iterator[MasterState]:
     """A state whose descriptors are open, as if a master had made them."""
-    fds = [os.open("/dev/null", os.O_RDWR) for _ in range(13)]
-    yield State(
+    fds = [os.open("/dev/null", os.O_RDWR) for _ in range(18)]
+    yield MasterState(
         generation=7,
         listeners=[ListenerState(fds[0], "inet:[::1]:27823", created=True)],
         inherited=[fds[1]],
-        children=[ChildState(4711, 3, 12.5, ready=True, leaving=False)],
-        parked=[(fds[3], 2), (fds[4], 10)],
-        inbox=(fds[5], fds[6]),
+        children=[ChildState(4711, 3, 12.5, ready=True, leaves_by=20.5, inherited=7, horizon=9)],
+        connections=ConnectionsState(
+            places=[Given(fds[2], 5, 11, 2, fds[2]), Given(fds[3], 6, 12, 10, fds[3])],
+            newest=12,
+            latest_serial=7,
+            next_free=1030,
+            free=[1026],
+            reserved={3: {1028: 7}},
+        ),
+        inbox=(fds[4], fds[5]),
+        bell=fds[6],
         lifeline=(fds[7], fds[8]),
-        lot=LotState(1024, fds[9], fds[10], fds[11], fds[12]),
-        board=fds[0],
+        table=TableState(1024, fds[9], fds[10], fds[11], fds[17]),
+        duty=DutyState(fds[12], fds[13], fds[14], fds[15]),
+        board=fds[16],
         others={"pid_file": fds[1]},
     )
     for fd in fds:
@@ -66,22 +71,24 @@ def _open() -> set[str]:
     return {path.name for path in Path("/proc/self/fd").iterdir()}
 
 
-def named_by(state: State) -> set[int]:
+def named_by(state: MasterState) -> set[int]:
     """Return all descriptors that *state* names."""
-    lot = state.lot
+    table, duty = state.table, state.duty
     return {
         *(each.fd for each in state.listeners),
         *state.inherited,
-        *(number for number, _ in state.parked),
+        *(place.fd for place in state.connections.places),
         *state.inbox,
+        state.bell,
         *state.lifeline,
-        *(lot.set, lot.bell, lot.clapper, lot.table),
+        *(table.set, table.memory, table.buffers, table.nudged),
+        *(duty.reserve, duty.calls, duty.dismissals, duty.gong),
         state.board,
         *state.others.values(),
     }
 
 
-def test_the_next_program_gets_the_state_and_its_descriptors_and_no_others(state: State) -> None:
+def test_the_next_program_gets_the_state_and_its_descriptors_and_no_others(state: MasterState) -> None:
     stranger = os.open("/dev/null", os.O_RDWR)
     reader, writer = os.pipe()
     child = os.fork()
@@ -104,10 +111,10 @@ def test_the_next_program_gets_the_state_and_its_descriptors_and_no_others(state
 
 def test_a_program_that_was_simply_started_has_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFORK_SOCKETMAP_STATE", raising=False)
-    assert State.from_environment() is None
+    assert MasterState.from_environment() is None
 
 
-def test_a_program_that_cannot_be_executed_changes_nothing(state: State) -> None:
+def test_a_program_that_cannot_be_executed_changes_nothing(state: MasterState) -> None:
     opened = _open()
     with pytest.raises(FileNotFoundError):
         state.execute(["/nowhere/python", "-c", ""])
@@ -182,9 +189,9 @@ def test_a_check_that_is_cancelled_is_ended_with_its_children(tmp_path: Path) ->
 
 
 def test_a_check_learns_the_layout_of_the_running_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    command = [sys.executable, "-c", f"from {takeover.__name__} import *; refuse_another_layout()"]
+    command = [sys.executable, "-c", f"from {upgrade.__name__} import *; refuse_another_layout()"]
     assert outcome(Check(command)) is None
-    monkeypatch.setattr(takeover, "LAYOUT", "of another version")
+    monkeypatch.setattr(upgrade, "LAYOUT", "of another version")
     problem = outcome(Check(command))
     assert problem
     assert "cannot take over from the running one (layout of another version): stop and start it" in problem
@@ -193,12 +200,3 @@ def test_a_check_learns_the_layout_of_the_running_program(monkeypatch: pytest.Mo
 def test_who_is_not_asked_by_a_running_program_refuses_no_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFORK_SOCKETMAP_LAYOUT", raising=False)
     refuse_another_layout()
-
-
-def test_without_epoll_there_is_no_takeover() -> None:
-    lot = Lot(4096, parking=False)
-    try:
-        with pytest.raises(TakeoverError, match="stop and start it"):
-            lot.state()
-    finally:
-        lot.close()

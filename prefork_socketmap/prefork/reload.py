@@ -1,4 +1,4 @@
-"""Succession: how one generation of workers, or one program, follows another.
+"""Reload: how one generation of workers, or one program, follows another.
 
 Whatever can fail is tried before anything is given up. A new generation binds its listeners and starts one worker;
 only when that worker is ready is the old generation retired. A new program is run in a child first, to check that it
@@ -13,19 +13,23 @@ import socket
 from collections.abc import Callable, Sequence
 from time import monotonic
 
-from prefork_socketmap.prefork.generation import Generation, Plan
+from prefork_socketmap.prefork.connections import Connections
+from prefork_socketmap.prefork.duty import Duty
+from prefork_socketmap.prefork.generation import Generation
 from prefork_socketmap.prefork.listener import Listener
-from prefork_socketmap.prefork.observer import Observer, tell
-from prefork_socketmap.prefork.parking import Keeper
+from prefork_socketmap.prefork.plan import Limits, Observer, Plan, tell
+from prefork_socketmap.prefork.policy import ProcessPolicy
 from prefork_socketmap.prefork.pool import Child, Pool
+from prefork_socketmap.prefork.scoreboard import State
 from prefork_socketmap.prefork.shared import Shared
 from prefork_socketmap.prefork.signals import Signals
-from prefork_socketmap.prefork.staff import Staff
-from prefork_socketmap.prefork.takeover import Check, State, TakeoverError, Upgrade
+from prefork_socketmap.prefork.upgrade import Check, MasterState, Upgrade, UpgradeError
+from prefork_socketmap.prefork.watchdog import GRACE
 
 log = logging.getLogger("prefork_socketmap.master")
 
 _NEVER = float("inf")
+_HANDOVER_LOOK = 0.002
 
 
 class StartError(Exception):
@@ -36,7 +40,7 @@ class StartError(Exception):
         self.is_setting = is_setting
 
 
-class Succession:
+class Reload:
     """The generation that serves, ``current``, and the change to the next one that may be under way.
 
     *load* returns the plan of the next generation; *changed* is called when a change has come to its end.
@@ -50,9 +54,9 @@ class Succession:
         upgrade: Upgrade | None,
         inherited: Sequence[socket.socket],
         shared: Shared,
-        keeper: Keeper,
+        connections: Connections,
         pool: Pool,
-        staff: Staff,
+        policy: ProcessPolicy,
         signals: Signals,
         changed: Callable[[], None],
     ) -> None:
@@ -63,12 +67,15 @@ class Succession:
         self._inherited = [Listener(sock) for sock in inherited]
         self._shared = shared
         self._board = shared.board
-        self._keeper = keeper
+        self._connections = connections
         self._pool = pool
-        self._staff = staff
+        self._policy = policy
         self._signals = signals
         self._changed = changed
         self._candidate: Generation | None = None
+        self._retiring: list[Generation] = []
+        self._handover = 0.0
+        self._is_over = False
         self._check: Check | None = None
         self._attempt = "start"
         self._deferred: set[int] = set()
@@ -93,7 +100,7 @@ class Succession:
 
         It is not dropped: what it is about may have changed after the change under way has read it.
         """
-        if self._candidate or self._check:
+        if self._candidate or self._check or self._retiring:
             self._deferred.add(number)
             return True
         return False
@@ -109,12 +116,20 @@ class Succession:
         current = self.current
         number = current.number + 1 if current else 1
         existing = current.listeners if current else self._inherited
-        candidate = Generation(number, plan, existing, self._inherited)
+        duty = Duty(self._board, self._shared.lifeline.fd)
+        try:
+            candidate = Generation(number, plan, duty, existing, self._inherited)
+        except OSError:
+            duty.close_at(self._shared.table)
+            raise
+        duty.open_at(self._shared.table)
         self._board.learn(plan.names)
         try:
+            if self._policy.room(candidate) <= 0:
+                raise OSError("so many workers of former generations have not left yet; try again when they have")
             self._pool.fork(candidate)
         except OSError:
-            candidate.abandon()
+            self._abandon(candidate)
             raise
         self._candidate = candidate
 
@@ -129,7 +144,15 @@ class Succession:
             self._refuse(reason, is_setting=is_setting)
         else:
             log.error("worker %d cannot start: %s", child.pid, reason)
-            self._staff.pause()
+            self._policy.pause()
+
+    def hear_kill(self, child: Child, reason: str) -> None:
+        """Hear that somebody has killed a worker before it was ready."""
+        if self._candidate and child.generation is self._candidate:
+            self._refuse(reason)
+        else:
+            log.warning("%s; it is replaced", reason)
+            self._policy.excuse_kill()
 
     def hear_end(self) -> None:
         """Hear that workers have ended: perhaps the one that had to prove itself."""
@@ -142,16 +165,44 @@ class Succession:
         candidate.commit()
         candidate.plan.set_master_title()
         self._board.generation = candidate.number
-        self._staff.generation = candidate
-        self._staff.replenish(monotonic())
-        for child in self._pool.of(previous) if previous else ():
-            child.retire()
-        self._keeper.watch([listener.sock for listener in candidate.listeners])
+        self._policy.generation = candidate
+        if previous:
+            self._retire(previous)
+        self._policy.replenish(monotonic())
+        self._connections.watch([listener.sock for listener in candidate.listeners])
         for listener in previous.listeners if previous else ():
             if listener not in candidate.listeners:
                 listener.close(unlink=True)
         self._tell_of(candidate, is_first=previous is None)
         self._end_change()
+
+    def _retire(self, generation: Generation) -> None:
+        """Let the workers of a generation leave, each after its job."""
+        self._pool.retire(generation, generation.number, _leaving_time(generation.plan.limits))
+        self._retiring.append(generation)
+        self._handover = monotonic() + _HANDOVER_LOOK  # not at once: one may be about to wait
+
+    def finish_retirement(self, now: float) -> float:
+        """Hand the places on duty over, when former generations have left them. Return when to look again."""
+        if not self._retiring:
+            return _NEVER
+        if now < self._handover:
+            return self._handover
+        waiting = {id(child.generation) for child in self._pool.children.values() if child.row.state is State.IDLE}
+        for generation in [each for each in self._retiring if id(each) not in waiting]:
+            generation.duty.close_at(self._shared.table)
+            self._retiring.remove(generation)
+        self._policy.fill_places(now)
+        if self._retiring:
+            return now + _HANDOVER_LOOK
+        self._end_change()
+        return _NEVER
+
+    def leave_to_child(self, generation: Generation) -> None:
+        """In a new worker of *generation*: let go of the duty of others, which are on their way in or out."""
+        for other in {self.current, self._candidate, *self._retiring}:
+            if other and other is not generation:
+                other.duty.leave()
 
     def _tell_of(self, generation: Generation, *, is_first: bool) -> None:
         where = ", ".join(str(listener.endpoint) for listener in generation.listeners)
@@ -159,7 +210,7 @@ class Succession:
             log.info("serving %s", where)
             tell(lambda: self._observer.ready(generation.number))
         else:
-            self._board.reloads_good += 1
+            self._board.increment("reloads", "good")
             log.info("reloaded: generation %d serves %s", generation.number, where)
             tell(lambda: self._observer.reloaded(generation.number, None))
 
@@ -167,20 +218,23 @@ class Succession:
         """The change is not possible: leave everything as it was."""
         candidate, self._candidate = self._candidate, None
         if candidate:
-            candidate.abandon()
-            for child in self._pool.of(candidate):
-                child.retire()
+            self._abandon(candidate)
         if self.current is None:
             raise StartError(reason, is_setting=is_setting)
         number = self.current.number
-        self._board.reloads_refused += 1
+        self._board.increment("reloads", "refused")
         log.error("%s refused, generation %d goes on: %s", self._attempt, number, reason)
         tell(lambda: self._observer.reloaded(number, reason))
         self._end_change()
 
+    def _abandon(self, candidate: Generation) -> None:
+        candidate.close_listeners()
+        self._pool.retire(candidate, 0, _leaving_time(candidate.plan.limits))
+        candidate.duty.close_at(self._shared.table)
+
     def _end_change(self) -> None:
         self._changed()
-        while self._deferred:
+        while self._deferred and not self._retiring:
             self._signals.send(self._deferred.pop())
 
     # Programs.
@@ -229,47 +283,61 @@ class Succession:
         try:
             with self._signals.left_to_successor():
                 self._state(self.current, self._upgrade).execute(self._upgrade.execute)
-        except (OSError, TakeoverError) as error:
+        except (OSError, UpgradeError) as error:
             self._refuse(f"the program cannot be replaced: {error}")
 
-    def _state(self, current: Generation, upgrade: Upgrade) -> State:
+    def _state(self, current: Generation, upgrade: Upgrade) -> MasterState:
         """Return all that the next program needs to go on."""
         shared = self._shared
-        return State(
+        return MasterState(
             generation=current.number,
             listeners=[each.state() for each in current.listeners],
             inherited=[each.sock.fileno() for each in self._inherited],
             children=self._pool.state(),
-            parked=self._keeper.state(),
-            inbox=(shared.inbox.fileno(), shared.workers_inbox.fileno()),
-            lifeline=(shared.lifeline, shared.held),
-            lot=shared.lot.state(),
+            connections=self._connections.state(),
+            inbox=(shared.inbox.fileno(), shared.to_master.fileno()),
+            bell=shared.bell.fileno(),
+            lifeline=(shared.lifeline.fd, shared.lifeline.held),
+            table=shared.table.state(),
+            duty=current.duty.state(),
             board=self._board.fileno(),
             others=upgrade.others,
         )
 
-    def resume(self, state: State, plan: Plan) -> None:
+    def resume(self, state: MasterState, plan: Plan) -> None:
         """Go on where the program before this one has left off, and replace its workers by ones of *plan*."""
         self._attempt = "upgrade"
         state.take_descriptors()
         listeners = [Listener.resume(each) for each in state.listeners]
         self._inherited = [each for each in listeners if each.sock.fileno() in state.inherited]
-        self.current = Generation.resume(state.generation, plan, listeners, self._inherited)
-        self._keeper.resume(state.parked, [each.sock for each in listeners])
+        duty = Duty.resume(self._board, state.duty)
+        self.current = Generation.resume(state.generation, plan, duty, listeners, self._inherited)
+        self._connections.resume(state.connections, [each.sock for each in listeners])
         self._pool.resume(state.children, self.current)
-        self._staff.generation = self.current
+        self._policy.generation = self.current
         self._try_or_refuse(lambda: plan)
 
     # The end.
 
     def end(self) -> None:
-        """Close all listeners, and care no more about a change under way."""
-        self._keeper.watch([])
-        for generation in (self.current, self._candidate):
-            for listener in generation.listeners if generation else self._inherited:
-                listener.close(unlink=True)
+        """Close all listeners, let all workers leave, and care no more about a change under way."""
+        if self._is_over:
+            return
+        self._is_over = True
+        self._connections.watch([])
+        generations = [each for each in (self.current, self._candidate) if each]
+        for generation in generations:
+            self._pool.retire(generation, generation.number, _NEVER)
+        self._retiring += generations
+        for listener in {each for generation in generations for each in generation.listeners} | {*self._inherited}:
+            listener.close(unlink=True)
         self._candidate = None
-        self._staff.generation = None
+        self._policy.generation = None
         if self._check:
             self._check.cancel()
             self._check = None
+
+
+def _leaving_time(limits: Limits) -> float:
+    """Return how long a worker may take to leave: as long as its job may take, and a little."""
+    return limits.lookup_timeout + 2 * GRACE if limits.lookup_timeout else _NEVER
