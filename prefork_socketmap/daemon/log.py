@@ -1,7 +1,6 @@
-"""Where log lines go, and what they look like: Postfix's look, on syslog or on stderr, never on both.
+"""Where log lines go: to syslog or to stderr, never to both. Each begins with ``prefork-socketmap/worker[PID]: ``.
 
-A line is ``prefork-socketmap/worker[PID]: warning: text``. Whatever a client or a database puts into the text stays
-inside its line. An error that repeats is logged once and then counted.
+What they look like is in ``line``, how many there may be in ``budget``, and how they leave in ``outlet``.
 """
 
 from __future__ import annotations
@@ -11,15 +10,15 @@ import os
 import sys
 import syslog
 import time
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from typing import TextIO
+from collections.abc import Iterator
 
+from prefork_socketmap.daemon.budget import Budget, CountingHandler
 from prefork_socketmap.daemon.configfile import LogSettings
+from prefork_socketmap.daemon.line import LineFormatter
+from prefork_socketmap.daemon.outlet import Outlet, Stderr, Syslog
 
 NAME = "prefork-socketmap"
-MAX_LENGTH = 2000  # syslog daemons cut longer lines, and so does Postfix
-REPEAT_INTERVAL = 60.0
+_RETRY_INTERVAL = 1.0
 
 _PRIORITIES = {
     logging.DEBUG: syslog.LOG_DEBUG,
@@ -28,147 +27,117 @@ _PRIORITIES = {
     logging.ERROR: syslog.LOG_ERR,
     logging.CRITICAL: syslog.LOG_CRIT,
 }
-# Postfix writes no prefix for what is merely told.
-_PREFIXES = {logging.WARNING: "warning: ", logging.ERROR: "error: ", logging.CRITICAL: "fatal: "}
+# Who asks for a line per lookup gets it, whatever it costs.
+_LOOKUPS = "prefork_socketmap.worker.lookups"
 
 
-def set_up(process: str, settings: LogSettings) -> None:
-    """Send the log of this process, the ``"master"`` or a ``"worker"``, where *settings* say."""
-    handler = SyslogHandler(process) if settings.to == "syslog" else StderrHandler(process)
-    level = logging.getLevelNamesMapping()[settings.level.upper()]
+def set_up(process: str, settings: LogSettings, *, waits: bool = False) -> None:
+    """Send the log of this process, the ``"master"`` or a ``"worker"``, where *settings* say, without ever waiting.
+
+    With *waits*, a stderr that nobody reads is waited for. What still waits to be written, or told, is not forgotten
+    when the destination stays the same.
+    """
     root = logging.getLogger()
-    root.handlers[:] = [CountingHandler(handler)]
+    destination = f"{NAME}/{process} to {settings.to}"
+    handler = next((each for each in _handlers() if each.name == destination), None)
+    for each in _handlers():
+        if each is not handler:
+            each.close()
+    if handler is None:
+        handler = Handler(_outlet(f"{NAME}/{process}", settings.to, waits=waits), Budget(settings.budget))
+        handler.name = destination
+    handler.budget.limit = settings.budget
+    root.handlers[:] = [handler]
+    level = logging.getLevelNamesMapping()[settings.level.upper()]
     # Debugging us is no reason to debug every library: some log at that level what is secret.
     root.setLevel(max(level, logging.INFO))
     logging.getLogger("prefork_socketmap").setLevel(level)
 
 
-def printable(text: str) -> str:
-    """Return *text* with everything that is not printable, line ends above all, as a backslash escape."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else _escape(c) for c in text)
+def look() -> float:
+    """Tell what is to be told at a time, or waits; return when to look again, in seconds of the monotonic clock."""
+    return min((handler.look() for handler in _handlers()), default=float("inf"))
 
 
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
+def _handlers() -> Iterator[Handler]:
+    return (handler for handler in logging.getLogger().handlers[:] if isinstance(handler, Handler))
 
 
-class LineFormatter(logging.Formatter):
-    """Makes of a record one printable line, and one more, indented, for each line of a traceback."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the lines of *record*."""
-        lines = [_PREFIXES.get(record.levelno, "") + printable(record.getMessage())]
-        if record.exc_info:
-            # The indent tells them from lines of their own, which a hostile key in a message could otherwise forge.
-            lines += [f"  {printable(line)}" for line in self.formatException(record.exc_info).splitlines()]
-        return "\n".join(line[:MAX_LENGTH] for line in lines)
+def _outlet(name: str, to: str, *, waits: bool) -> Outlet:
+    if to == "syslog":
+        return Syslog(name)
+    # Without a stderr, number 2 is any file, a client's connection perhaps.
+    return Stderr(name, descriptor=2 if sys.stderr else os.open(os.devnull, os.O_WRONLY), waits=waits)
 
 
-class SyslogHandler(logging.Handler):
-    """Logs to syslog, facility mail, through the C library, which finds a restarted syslog daemon by itself."""
+class LineHandler(logging.Handler):
+    """Writes the lines of records to *outlet*, within *budget*."""
 
-    def __init__(self, process: str) -> None:
+    def __init__(self, outlet: Outlet, budget: Budget) -> None:
         super().__init__()
-        self.setFormatter(LineFormatter())
-        syslog.openlog(f"{NAME}/{process}", syslog.LOG_PID, syslog.LOG_MAIL)
+        self._outlet = outlet
+        self._budget = budget
+        self._formatter = LineFormatter()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Log *record*."""
-        for line in self.format(record).split("\n"):
-            syslog.syslog(_PRIORITIES.get(record.levelno, syslog.LOG_INFO), line)
+        """Write *record*, or hold it back."""
+        self.settle()
+        lines = self._formatter.lines(record)
+        is_wanted = record.levelno < logging.INFO or record.name == _LOOKUPS
+        if is_wanted or self._budget.admits(len(lines), sum(len(line.encode()) for line in lines)):
+            for line in lines:
+                self._outlet.write(_PRIORITIES.get(record.levelno, syslog.LOG_INFO), line)
 
+    def settle(self, *, early: bool = False) -> None:
+        """Tell how many lines were held back in a minute that is over, or, if *early*, until now."""
+        if held_back := self._budget.settle(early=early):
+            problem = f"warning: {held_back} lines were held back: a minute's would be more than log.budget"
+            self._outlet.write(syslog.LOG_WARNING, problem)
 
-class StderrHandler(logging.StreamHandler[TextIO]):
-    """Logs to stderr, each line with the tag that it would have in a syslog file."""
+    def look(self) -> float:
+        """Tell what is due, send what waits; return when to look again."""
+        self.settle()
+        return self._budget.due if self._outlet.flush() else time.monotonic() + _RETRY_INTERVAL
 
-    def __init__(self, process: str) -> None:
-        super().__init__(sys.stderr)
-        self.setFormatter(LineFormatter())
-        self._process = process
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the lines of *record*, each with the tag."""
-        tag = f"{NAME}/{self._process}[{os.getpid()}]: "
-        return "\n".join(tag + line for line in super().format(record).split("\n"))
-
-
-@dataclass
-class _Repetition:
-    """A warning that was logged, and how often it came again."""
-
-    record: logging.LogRecord
-    since: float
-    count: int = 0
-
-
-class CountingHandler(logging.Handler):
-    """Passes records on to *target*, but a warning or error that repeats only once in *interval* seconds.
-
-    Two records are the same when they have the same text before the arguments are put in, the same first argument
-    and the same kinds of exceptions. So the first argument says what failed (a map, an endpoint), and the others,
-    a key for one, may differ. How often it came again is logged after the interval, with the next line of any kind.
-    """
-
-    _MOST = 1000  # identities are remembered: whoever can vary the first argument shall not fill the memory
-
-    def __init__(
-        self, target: logging.Handler, interval: float = REPEAT_INTERVAL, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        super().__init__()
-        self._target = target
-        self._interval = interval
-        self._clock = clock
-        self._repetitions: dict[Hashable, _Repetition] = {}
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Log *record*, or count it."""
-        now = self._clock()
-        self._report(now - self._interval)
-        if record.levelno < logging.WARNING:
-            self._target.handle(record)
-            return
-        identity = _identity(record)
-        if identity in self._repetitions:
-            self._repetitions[identity].count += 1
-            return
-        if len(self._repetitions) >= self._MOST:
-            self._report(now)
-        self._repetitions[identity] = _Repetition(record, now)
-        self._target.handle(record)
+    def forget(self) -> None:
+        """Begin anew, in a process that was forked off."""
+        self._budget.forget()
+        self._outlet.forget()
 
     def close(self) -> None:
-        """Log the counts that are still to be told."""
-        self._report(self._clock())
+        """Tell what is still to be told, send what waits, as far as there is room, and close the outlet."""
+        self.settle(early=True)
+        self._outlet.flush()
+        self._outlet.close()
         super().close()
 
-    def _report(self, until: float) -> None:
-        """Log how often the records that were first logged before *until* came again, and forget them."""
-        # In the order of their beginning, so the first that is too young ends it.
-        while self._repetitions:
-            identity, repetition = next(iter(self._repetitions.items()))
-            if repetition.since > until:
-                return
-            del self._repetitions[identity]
-            if repetition.count:
-                self._target.handle(_summary(repetition))
+
+class Handler(CountingHandler):
+    """The one handler of a process: counts what repeats, and writes the rest as lines."""
+
+    def __init__(self, outlet: Outlet, budget: Budget) -> None:
+        self.budget = budget
+        self._lines = LineHandler(outlet, budget)
+        super().__init__(self._lines)
+
+    def look(self) -> float:
+        """Tell what is due, send what waits; return when to look again."""
+        return min(super().look(), self._lines.look())
+
+    def forget(self) -> None:
+        """Begin anew, in a process that was forked off: what was counted and what waits is for the parent to tell."""
+        super().forget()
+        self._lines.forget()
+
+    def close(self) -> None:
+        """Log the counts that are still to be told, send what waits, and close the outlet."""
+        super().close()
+        self._lines.close()
 
 
-def _identity(record: logging.LogRecord) -> Hashable:
-    arguments = record.args if isinstance(record.args, tuple) else ()
-    exceptions = [type(argument) for argument in arguments if isinstance(argument, BaseException)]
-    if record.exc_info:
-        exceptions.append(record.exc_info[0] or BaseException)
-    return record.name, record.levelno, record.msg, str(arguments[:1]), tuple(exceptions)
+def _begin_anew() -> None:
+    for handler in _handlers():
+        handler.forget()
 
 
-def _summary(repetition: _Repetition) -> logging.LogRecord:
-    record = repetition.record
-    return logging.LogRecord(
-        record.name,
-        record.levelno,
-        record.pathname,
-        record.lineno,
-        "%d more times: %s",
-        (repetition.count, record.getMessage()),
-        None,
-    )
+os.register_at_fork(after_in_child=_begin_anew)
