@@ -1,7 +1,9 @@
 """How settings are checked: a reader per kind of value, and errors that tell key, what was found, what is accepted.
 
 The library's ``Config``, the config file and every map type read their settings with these functions, so that a
-time or a wrong key means the same everywhere. This file imports nothing of the package.
+time or a wrong key means the same everywhere. What is refused may be a secret in the wrong place, and errors go to
+terminals, logs and files that anybody reads: ``shown`` is the one way of a value into a text. This file imports
+nothing of the package.
 """
 
 from __future__ import annotations
@@ -14,6 +16,15 @@ _TIME = re.compile(r"([0-9]{1,10})([smhdw]?)")
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 # A time has to fit where it is used, in the kernel's structures too; Postfix ends at the same value.
 _LONGEST = 2**31 - 1
+
+# What may be shown of a text: a word or a path, a host with its port, a network, a number with its unit.
+_PLAIN = re.compile(r"[0-9]* ?[\w.:/*+%~\[\]-]*")
+_SERVER = re.compile(r"[\w.+-]*://(?:[\w.-]+(?::[0-9]+)?(?:/|$))?")
+_TELLING = re.compile(r"pass|pw\b|secret|token", re.IGNORECASE)  # behind such a word a secret may stand
+_LONGEST_PLAIN = 40  # a longer word may be a token itself
+_BEGINNING = 10
+_MOST_ITEMS = 3
+_MOST_BITS = 64
 
 
 class SettingError(ValueError):
@@ -28,9 +39,45 @@ class SettingError(ValueError):
         return type(self), (self.key, self.problem)
 
 
+def shown(value: object) -> str:
+    """Return *value* as it may be shown: a number or a word as it is, of anything else what cannot be a secret.
+
+    A URL may have a password or a token, a query anything: what is left of them is the beginning.
+    """
+    if isinstance(value, str):
+        return _shown_text(value)
+    if isinstance(value, list | tuple):
+        items = [shown(item) for item in value[:_MOST_ITEMS]] + ["..."] * (len(value) > _MOST_ITEMS)
+        return f"[{', '.join(items)}]"
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        return "a very large number"  # repr() refuses some
+    if value is None or isinstance(value, int | float):
+        return repr(value)
+    return "a table" if isinstance(value, dict) else f"a {type(value).__name__}"
+
+
+def _shown_text(text: str) -> str:
+    plain = _beginning(_PLAIN, text)
+    if "//" in plain:
+        plain = _beginning(_SERVER, text)
+    elif "@" in text:
+        plain = ""  # what stands before it may be user:password
+    if not plain.startswith("/"):  # a path may be long, and that of a file with a password may say so
+        if telling := _TELLING.search(plain):
+            plain = plain[: telling.end()]
+        if len(plain) > _LONGEST_PLAIN:
+            plain = plain[:_BEGINNING]
+    return repr(text if plain == text else f"{plain}...")
+
+
+def _beginning(pattern: re.Pattern[str], text: str) -> str:
+    match = pattern.match(text)
+    return match[0] if match else ""
+
+
 def wrong(key: str, found: object, accepted: str) -> SettingError:
     """Return the error that says: *found* stands at *key*, but only *accepted* is accepted."""
-    return SettingError(key, f"{found!r} is not accepted here; expected {accepted}")
+    return SettingError(key, f"{shown(found)} is not accepted here; expected {accepted}")
 
 
 def seconds(key: str, value: object) -> float:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from prefork_socketmap import settings
 from prefork_socketmap.daemon import postfixfile, translate
 from prefork_socketmap.daemon.translate import Problem, Table
 
@@ -79,9 +80,11 @@ class MainCf:
                 continue
             for use, text in self._uses(parameter, value):
                 if parameter in _NO_SOCKETMAP:
-                    self.problems.append(Problem(parameter, f"{text}: {_NO_SOCKETMAP[parameter]}"))
+                    self.problems.append(Problem(parameter, f"{_shown(text)}: {_NO_SOCKETMAP[parameter]}"))
                 elif text in aliases:
-                    self.problems.append(Problem(parameter, f"{text}: the format of aliases(5) is not read here"))
+                    self.problems.append(
+                        Problem(parameter, f"{_shown(text)}: the format of aliases(5) is not read here")
+                    )
                 elif (text, repr(use.additions)) not in done:
                     done.add((text, repr(use.additions)))
                     yield from self._maps(use, text)
@@ -152,21 +155,30 @@ class MainCf:
         kind, name = _parsed(text)
         mine = self._name_for(_title(kind, name) or use.parameter)
         stands_for = f"{use.parameter}: {text}"
-        if kind in ("unionmap", "pipemap"):
-            members = []
-            for member in postfixfile.words(_inner(name)):
-                for found in self._maps(_Use(use.parameter, {}), member):
-                    yield found
-                members.append(found.name)
-            yield Found(mine, stands_for, {"type": kind, "maps": members, **use.additions})
-            return
+        problems: list[Problem] = []
         try:
-            table, problems = self._table(kind, name)
+            if kind in ("unionmap", "pipemap"):
+                members = yield from self._members(use, postfixfile.words(_inner(name)))
+                table: Table = {"type": kind, "maps": members}
+            else:
+                table, problems = self._table(kind, name)
         except (OSError, ValueError) as error:
-            self.problems.append(Problem(use.parameter, f"{text}: {error}"))
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            self.problems.append(Problem(use.parameter, f"{_shown(text)}: {reason}"))
             return
-        self.problems += (Problem(f"{text}: {problem.parameter}", problem.reason) for problem in problems)
+        self.problems += (Problem(f"{_shown(text)}: {problem.parameter}", problem.reason) for problem in problems)
         yield Found(mine, stands_for, {**table, **use.additions})
+
+    def _members(self, use: _Use, words: list[str]) -> Generator[Found, None, list[str]]:
+        """Iterate over the maps for the tables *words*; return their names. Raises ValueError when one has no map."""
+        names = []
+        for word in words:
+            found = list(self._maps(_Use(use.parameter, {}), word))
+            yield from found
+            if not found:
+                raise ValueError(f"{_shown(word)} in it could not be translated")
+            names.append(found[-1].name)
+        return names
 
     def _table(self, kind: str, name: str) -> tuple[Table, list[Problem]]:
         """Return the table of a map. Raises OSError or ValueError when there can be none."""
@@ -217,6 +229,13 @@ def _parsed(text: str) -> tuple[str, str]:
     return match[1], match[2]
 
 
+def _shown(text: str) -> str:
+    """Return of the table *text* what may be shown: all, if it names a file, and not what an inline table has."""
+    kind, name = _parsed(text)
+    is_plain = _is_a_type(kind, name) and settings.shown(name) == repr(name)
+    return text if is_plain else settings.shown(text)
+
+
 def _title(kind: str, name: str) -> str:
     """Return a name for the map of a table in a file, or ""."""
     is_file = "{" not in name and kind != "static"
@@ -239,15 +258,15 @@ def _simple(kind: str, name: str, base: Path) -> Table:
     if kind in ("cidr", "regexp", "pcre"):
         return {"type": kind, "path": str(path)}
     if not kind:
-        raise ValueError(f"{name!r} is no table")
+        raise ValueError(f"{settings.shown(name)} is no table")
     if not path.exists():
-        raise ValueError(f"{path}, of which postmap(1) has made the table, is not there")
+        raise ValueError("the file of which postmap(1) has made the table is not there")
     return {"type": "file", "path": str(path)}
 
 
 def _inner(text: str) -> str:
     if not (text.startswith("{") and text.endswith("}")):
-        raise ValueError(f"{text!r} is not in braces")
+        raise ValueError(f"{settings.shown(text)} is not in braces")
     return text[1:-1].strip()
 
 
@@ -255,5 +274,5 @@ def _entry(text: str) -> tuple[str, str]:
     inner = _inner(text) if text.startswith("{") else text
     key, equals, value = inner.partition("=")
     if not equals or not key.strip():
-        raise ValueError(f"{text!r} is no entry; expected: key = value")
+        raise ValueError(f"{settings.shown(text)} is no entry; expected: key = value")
     return key.strip(), value.strip()

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from prefork_socketmap import settings
 from prefork_socketmap.maps.textfile import TextFileError, logical_lines, shown
 
 _LINE = re.compile(r"([A-Za-z0-9_]+)\s*=\s*(.*?)\s*", re.DOTALL)
@@ -37,7 +38,7 @@ def expand(text: str, parameters: Mapping[str, str], depth: int = 0) -> str:
             return "$"
         name = match[2] or match[3] or match[4]
         if name not in parameters or depth == _DEEPEST:
-            raise ValueError(f"{text!r} names {match[0]}, whose value is not known here")
+            raise ValueError(f"{settings.shown(text)} names {match[0]}, whose value is not known here")
         return expand(parameters[name], parameters, depth + 1)
 
     return _REFERENCE.sub(value, text)

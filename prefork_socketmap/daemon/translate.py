@@ -62,13 +62,13 @@ def _text(value: str) -> str:
 
 def _count(value: str) -> int:
     if not value.isdecimal():
-        raise _Error(f"{value!r} is no whole number")
+        raise _Error(f"{settings.shown(value)} is no whole number")
     return int(value)
 
 
 def _boolean(value: str) -> bool:
     if value.lower() not in ("yes", "no", "true", "false", "1", "0"):
-        raise _Error(f"{value!r} is neither yes nor no")
+        raise _Error(f"{settings.shown(value)} is neither yes nor no")
     return value.lower() in ("yes", "true", "1")
 
 
@@ -247,7 +247,7 @@ def _rewrite_ldap(parameters: Mapping[str, str], table: Table) -> Iterable[Probl
         table.pop("bind_dn", None)
         table.pop("bind_pw", None)
     elif bind not in ("yes", "simple", "1", "true"):
-        yield Problem("bind", f"{bind!r} is no way to log in")
+        yield Problem("bind", f"{settings.shown(bind)} is no way to log in")
     if table["type"] == "ldap" and (table.get("start_tls") or any("ldaps://" in host for host in _hosts(table))):
         table.setdefault("tls_require_cert", False)
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 import abc
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from prefork_socketmap import settings
 from prefork_socketmap.maps import template
 from prefork_socketmap.maps.ratelimit import RateLimitedLogger
-from prefork_socketmap.maps.search import ORDERS, Rules, propagate
+from prefork_socketmap.maps.search import ORDERS, Rules, bounded, propagate
 from prefork_socketmap.maps.setting import read_table, setting
 from prefork_socketmap.maps.template import Address, Template
 from prefork_socketmap.socketmap.messages import Reply, Status
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from prefork_socketmap.maps.cache import Cache
 
 log = logging.getLogger("prefork_socketmap.worker.maps")
+
+_NOT_FOUND = Reply.not_found()
+_OK = Status.OK
 
 
 class MissingLibraryError(settings.SettingError):
@@ -58,6 +61,11 @@ def values_in(reply: Reply) -> Sequence[str] | None:
     raise LookupFailedError(reply)
 
 
+def reason(error: Exception) -> str:
+    """Return what is wrong with a file, without its path, which an OSError repeats."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def _order(key: str, value: object) -> str:
     return settings.choice(key, value, ORDERS)
 
@@ -82,6 +90,9 @@ class Map(abc.ABC):
     """Domains; when there are any, only addresses in them, with a local part, are looked up."""
     search = setting(_order, "exact")
     """Which keys are tried: the order of which of Postfix's tables (see ``search.ORDERS``)."""
+    max_key_size = setting(settings.count, 10000)
+    """Bytes. With any search but "exact" a longer key is not found; 0: no limit. Default: what Postfix sends at most
+    ("socketmap_max_query_size" in postconf(5), Postfix 3.12)."""
     recipient_delimiter = setting(settings.text, "")
     """Characters that separate an address extension; "recipient_delimiter" in postconf(5)."""
     local_domains = setting(settings.texts, ())
@@ -96,6 +107,9 @@ class Map(abc.ABC):
     """The most answers that are remembered."""
     stale_ttl = setting(settings.seconds, 0.0)
     """How long, after it is fresh no more, an answer is still given when a new lookup fails."""
+
+    _look_at: Callable[[str], Sequence[str] | None]
+    """``find``, or the same with a line in the log if ``open`` finds that it is wanted."""
 
     takes_any_key: ClassVar[bool] = False
     """Whether ``find`` is also given keys that are no text: empty, not UTF-8, or with a NUL.
@@ -116,6 +130,13 @@ class Map(abc.ABC):
         )
         self._domains = frozenset(domain.casefold() for domain in self.domain)
         self._candidates = ORDERS[self.search]
+        if self.search != "exact" and self.max_key_size:
+            self._candidates = bounded(self._candidates, self.max_key_size)
+        # What most maps need not be asked at each lookup.
+        self._is_exact = self.search == "exact"
+        self._is_choosy = not self.takes_any_key or bool(self._needs or self._domains)
+        self._is_plain = self.result_format.is_identity
+        self._look_at = self.find
         self._rules = Rules(self.recipient_delimiter, frozenset(domain.casefold() for domain in self.local_domains))
         self._require_address_search()
         self.cache = self._make_cache()
@@ -130,6 +151,7 @@ class Map(abc.ABC):
     def open(self) -> None:
         """Acquire what lookups need, once. Raises what the type's ``prepare`` raises."""
         if not self._opened:
+            self._look_at = self._find_and_tell if log.isEnabledFor(logging.DEBUG) else self.find
             self.prepare()
             self._opened = True
 
@@ -197,27 +219,34 @@ class Map(abc.ABC):
 
     def _search(self, key: str) -> Reply:
         """Ask ``find`` for the keys of the search, one after the other, until one is found."""
+        if self._is_exact:
+            values = self._find(key)
+            return Reply(_OK, ",".join(values)) if values else _NOT_FOUND
         for candidate in self._candidates(key, self._rules):
             values = self._find(candidate.key)
             if values and self.propagate_extension and candidate.extension:
                 values = [propagate(candidate.extension, value) for value in values]
             if values:
-                return Reply.ok(",".join(values))
-        return Reply.not_found()
+                return Reply(_OK, ",".join(values))
+        return _NOT_FOUND
 
     def _find(self, key: str) -> Sequence[str]:
         """Return what ``find`` finds at *key*, in the result format."""
         if self.fold and self.propagate_extension:
             key = _fold(key)
-        if not self._is_wanted(key):
+        if self._is_choosy and not self._is_wanted(key):
             log.debug(
                 "map %s: %r is not looked up: it is no text, lacks a part, or its domain is not served",
                 self.name,
                 key,
             )
             return ()
-        find = self._find_and_tell if log.isEnabledFor(logging.DEBUG) else self.find
-        return self._format(key, find(key) or ())
+        values = self._look_at(key)
+        if not values:
+            return ()
+        if self._is_plain and len(values) == 1 and values[0] and not values[0].isspace():
+            return values
+        return self._format(key, values)
 
     def _find_and_tell(self, key: str) -> Sequence[str] | None:
         begin = time.monotonic()

@@ -1,7 +1,8 @@
 """Remembered answers: one cache per worker and map, for as long as the settings say.
 
 An answer is fresh for ``ttl`` seconds (``negative_ttl`` if it is "not found"), and for ``stale_ttl`` more it stands
-in when a new lookup fails. Failures are not remembered.
+in when a new lookup fails. Failures are not remembered, nor are answers to keys that are longer than any address: who
+sends them could fill the memory.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from cachetools import TLRUCache
 from prefork_socketmap.maps.ratelimit import RateLimitedLogger
 from prefork_socketmap.socketmap.messages import Reply, Status
 
+_LONGEST_KEY = 1000  # characters; RFC 5321 ends at 256 octets for an address
 _HITS, _MISSES, _STALE, _SIZE = range(4)
 
 
@@ -91,8 +93,9 @@ class Cache:
             return self._stand_in(entry, key, error)
         if reply.status not in self._ttl:
             return reply if entry is None else self._stand_in(entry, key, reply.text)
-        self._entries[key] = _Entry(reply, self._clock() + self._ttl[reply.status])
-        self._note_size()
+        if len(key) <= _LONGEST_KEY:
+            self._entries[key] = _Entry(reply, self._clock() + self._ttl[reply.status])
+            self._note_size()
         return reply
 
     def _stand_in(self, entry: _Entry, key: str, problem: object) -> Reply:

@@ -32,7 +32,7 @@ class Address(NamedTuple):
         try:
             packed = socket.inet_pton(family, text)
         except OSError:
-            raise ValueError(f"{text!r} is no address") from None
+            raise ValueError(f"{settings.shown(text)} is no address") from None
         return cls(8 * len(packed), int.from_bytes(packed))
 
 
@@ -50,14 +50,14 @@ class Network(NamedTuple):
         try:
             bits, value = Address.parse(address)
         except ValueError:
-            raise ValueError(f"{text!r} is no network; {_ACCEPTED}") from None
+            raise ValueError(f"{settings.shown(text)} is no network; {_ACCEPTED}") from None
         if not slash:
             return cls(bits, 0, value)
         if not (length.isascii() and length.isdecimal() and int(length[:4]) <= bits):
-            raise ValueError(f"{text!r} is no network; {_ACCEPTED}")
+            raise ValueError(f"{settings.shown(text)} is no network; {_ACCEPTED}")
         rest = bits - int(length[:4])
         if value != value >> rest << rest:
-            raise ValueError(f"{text!r} has bits set behind the network's length")
+            raise ValueError(f"{settings.shown(text)} has bits set behind the network's length")
         return cls(bits, rest, value >> rest)
 
     def contains(self, address: Address) -> bool:
@@ -71,7 +71,7 @@ def _unwrapped(text: str) -> str:
         return text
     inner, bracket, behind = text[1:].partition("]")
     if not bracket or (behind and ("/" in inner or not behind.startswith("/"))):
-        raise ValueError(f"{text!r} is no network; {_ACCEPTED}")
+        raise ValueError(f"{settings.shown(text)} is no network; {_ACCEPTED}")
     return inner + behind
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefork_socketmap import settings
-from prefork_socketmap.maps.base import Map
+from prefork_socketmap.maps.base import Map, reason
 from prefork_socketmap.maps.setting import setting
 from prefork_socketmap.maps.sharedtable import SharedTable, make_private
 from prefork_socketmap.socketmap.messages import to_bytes, to_text
@@ -32,13 +32,15 @@ class FileMap(Map):
         try:
             make_private(directory)
         except OSError as error:
-            raise settings.SettingError(f"maps.{self.name}.index_dir", str(error)) from error
+            problem = f"{settings.shown(self.index_dir)} cannot be used: {reason(error)}"
+            raise settings.SettingError(f"maps.{self.name}.index_dir", problem) from None
         file = self.base / self.path
         self._table = SharedTable(file, directory, fold=self.fold)
         try:
             self._table.refresh(wait=True)
         except (OSError, ValueError) as error:
-            raise settings.SettingError(f"maps.{self.name}.path", f"{file}: {error}") from error
+            problem = f"{settings.shown(self.path)} cannot be read: {reason(error)}"
+            raise settings.SettingError(f"maps.{self.name}.path", problem) from None
 
     def release(self) -> None:
         """Let go of the table."""
@@ -49,7 +51,7 @@ class FileMap(Map):
         try:
             self._table.refresh(wait=False)
         except (OSError, ValueError) as error:
-            self.complaints.log(logging.ERROR, "%s: %s; the table stays as it was", self.path, error)
+            self.complaints.log(logging.ERROR, "%s: %s; the table stays as it was", self.path, reason(error))
         value = self._table.get(to_bytes(key))
         return None if value is None else (to_text(value),)
 

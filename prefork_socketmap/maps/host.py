@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from prefork_socketmap import settings
 
-_NETWORK = re.compile(r"(?:inet:)?(?:\[(?P<literal>[^\]]+)\]|(?P<name>[^:/\[\]]+))(?::(?P<port>\d+))?")
+_NETWORK = re.compile(r"(?:inet:)?(?:\[(?P<literal>[^\]]+)\]|(?P<name>[^:/\[\]@\s]+))(?::(?P<port>\d+))?")
 _UNIX = "unix:"
 _ACCEPTED_NETWORK = '"host", "host:port", "[IPv6 address]:port" or "inet:host:port"'
 _ACCEPTED = f'{_ACCEPTED_NETWORK}, or "unix:/path"'

@@ -45,7 +45,13 @@ _MEDIA_TYPE = re.compile(r"\*/\*|[!#$%&'+.^_`|~0-9a-z-]+/(?:\*|[!#$%&'+.^_`|~0-9
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[!-~](?:[ \t!-~]*[!-~])?")
 _ENCODED = re.compile(r"(?<!%)(?:%%)*%[1-9][0-9A-Fa-f]")
+# What stands in a query with no part of the key in it: an API's key, perhaps.
+_FIXED_VALUE = re.compile(r"=(?:[^&%]|%%)+(?=&|$)")
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+def _quoted(part: str) -> str:
+    return quote(part, safe="")
 
 
 class Url(Template):
@@ -53,23 +59,35 @@ class Url(Template):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        parts = urlsplit(text)
+        try:
+            parts = urlsplit(text)
+        except ValueError:  # whose text has the host in it, and what stands before the host
+            raise ValueError("is no URL") from None
         self.scheme = parts.scheme
         self.host = parts.netloc
         if self.scheme not in ("http", "https") or not self.host:
-            raise ValueError(f"{text!r} is no URL; expected one that begins with http:// or https:// and a host")
+            raise ValueError(
+                f"{settings.shown(text)} is no URL; expected one that begins with http:// or https:// and a host"
+            )
         if "%" in self.host or "@" in self.host:
             raise ValueError("the host can have no part of the key and no password in it; see headers and token")
         if _ENCODED.search(text):
-            raise ValueError(f"{text!r} has a part such as %2 before another digit; write %%20 to get %20")
-        self._target = Template(text.removeprefix(f"{self.scheme}://{self.host}").partition("#")[0] or "/")
+            raise ValueError("has a part such as %2 before another digit; write %%20 to get %20")
+        target = text.removeprefix(f"{self.scheme}://{self.host}").partition("#")[0] or "/"
+        self._target = Template(target)
+        path, mark, query = target.partition("?")
+        self._shown = Template(path + mark + _FIXED_VALUE.sub("=...", query))
+
+    def shown(self, key: Address) -> str:
+        """Return path and query for *key* for a log: without what may be a secret."""
+        return self._shown.expand(key, _quoted)
 
     def target(self, key: Address) -> str | None:
         """Return path and query for *key*; None if a segment ``..`` in the path would lead elsewhere.
 
         Quoting does not help: many servers decode a path before they resolve it.
         """
-        target = self._target.expand(key, lambda part: quote(part, safe=""))
+        target = self._target.expand(key, _quoted)
         path = unquote(target.partition("?")[0])
         return None if {".", ".."} & set(path.split("/")) else target
 
@@ -87,11 +105,12 @@ def _hosts(key: str, value: object) -> tuple[str, ...]:
 
 
 def _headers(key: str, value: object) -> dict[str, str]:
-    found = settings.table(key, value)
-    for name in found:
+    if not isinstance(value, dict):
+        raise settings.SettingError(key, "expected a table")
+    for name in value:
         if not _HEADER_NAME.fullmatch(name):
             raise settings.SettingError(f"{key}.{name}", "is no name of a header")
-    return {name: _header(f"{key}.{name}", text) for name, text in found.items()}
+    return {name: _header(f"{key}.{name}", text) for name, text in value.items()}
 
 
 def _header(key: str, value: object) -> str:
@@ -141,8 +160,8 @@ class HttpMap(TlsSettings, NetworkMap[HTTPConnection]):
     """Statuses that mean "not found", whatever else the answer says."""
     token = setting(secret, "")
     """A bearer token (RFC 6750)."""
-    token_file = setting(settings.text, "")
-    token_env = setting(settings.text, "")
+    token_file = setting(secret, "")
+    token_env = setting(secret, "")
 
     errors = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
 
@@ -173,10 +192,12 @@ class HttpMap(TlsSettings, NetworkMap[HTTPConnection]):
 
     def ask(self, connection: HTTPConnection, key: str) -> Sequence[str] | None:
         """Get the URL for *key*."""
-        target = self.url.target(Address.split(key))
+        address = Address.split(key)
+        target = self.url.target(address)
         if target is None:
             return None
-        log.debug("map %s: GET %s", self.name, target)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("map %s: GET %s", self.name, self.url.shown(address))
         try:
             answer = self._get(connection, target)
         except TimeoutError as error:

@@ -64,7 +64,9 @@ class Path:
         self.text = text
         self._steps = text.split(".") if text else []
         if "" in self._steps:
-            raise ValueError(f"{text!r} has an empty step; expected names and numbers such as data.0.address")
+            raise ValueError(
+                f"{settings.shown(text)} has an empty step; expected names and numbers such as data.0.address"
+            )
 
     def values(self, document: object) -> list[str]:
         """Return the values there; none where there is null, false, an empty list, or a list that ends earlier.
@@ -79,7 +81,7 @@ class Path:
             elif isinstance(document, list) and _NUMBER.fullmatch(step):
                 document = document[int(step)] if int(step) < len(document) else None
             else:
-                raise AnswerError(f"the JSON has no {step!r} of {self.text!r}")
+                raise AnswerError(f"the JSON has no {settings.shown(step)} of {settings.shown(self.text)}")
         return [value for each in (document if isinstance(document, list) else [document]) for value in _value(each)]
 
 

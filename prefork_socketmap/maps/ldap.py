@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import re
 import socket
 import ssl
 import time
@@ -42,14 +43,18 @@ _PORT = 389
 _TLS_PORT = 636
 # RFC 4511, 4.14.1, in BER: message 1, an extended request.
 _START_TLS = b"\x30\x1d\x02\x01\x01\x77\x18\x80\x16" + b"1.3.6.1.4.1.1466.20037"
+_SERVER = re.compile(r"ldap[si]?://[^/?@\s]*/?", re.IGNORECASE)
 _SCOPES = {"sub": ldap.SCOPE_SUBTREE, "one": ldap.SCOPE_ONELEVEL, "base": ldap.SCOPE_BASE}
 _DEREFERENCE = (ldap.DEREF_NEVER, ldap.DEREF_SEARCHING, ldap.DEREF_FINDING, ldap.DEREF_ALWAYS)
 _LOST = (ldap.SERVER_DOWN, ldap.CONNECT_ERROR, ldap.UNAVAILABLE, OSError)
 
 
 def _host(key: str, value: str) -> None:
+    """Check a host, or a URL of one and nothing else: the log names hosts, and a URL can have X-BINDPW=password."""
     if not ldapurl.isLDAPUrl(value):
         host_setting.host(key, value)
+    elif not _SERVER.fullmatch(value):
+        raise settings.wrong(key, value, "a URL with a host and port and nothing behind; bind_dn and bind_pw log in")
 
 
 def _hosts(key: str, value: object) -> tuple[str, ...]:
@@ -108,8 +113,8 @@ class LdapMap(NetworkMap[SimpleLDAPObject]):
     bind_dn = setting(settings.text, "")
     """The entry to log in as, with SASL the name; by default anonymously."""
     bind_pw = setting(secret, "")
-    bind_pw_file = setting(settings.text, "")
-    bind_pw_env = setting(settings.text, "")
+    bind_pw_file = setting(secret, "")
+    bind_pw_env = setting(secret, "")
     sasl_mechs = setting(settings.texts, ())
     """SASL mechanisms to try; by default those that the server offers."""
     sasl_realm = setting(settings.text, "")

@@ -29,7 +29,8 @@ class Database:
             self._environment = lmdb.open(str(path), subdir=False, readonly=True, lock=False, create=False)
         except lmdb.Error as error:
             self._file.close()
-            raise ValueError(f"is no LMDB database: {error}") from error
+            reason = str(error).rpartition(": ")[2]  # without the path in front of it
+            raise ValueError(f"is no LMDB database: {reason}") from None
         self._close = weakref.finalize(self, _close, self._environment, self._file)
 
     def get(self, *keys: bytes) -> bytes | None:

@@ -24,7 +24,7 @@ class MembersMap(Map):
         """Find the maps. Raises SettingError for one that is not there, or leads back to this one."""
         key = f"maps.{self.name}.maps"
         if unknown := [name for name in self.maps if name not in maps]:
-            raise settings.SettingError(key, f"there is no map {unknown[0]!r}")
+            raise settings.SettingError(key, f"there is no map {settings.shown(unknown[0])}")
         self.members = [maps[name] for name in self.maps]
         if self in self._reachable():
             raise settings.SettingError(key, f"{self.name!r} leads back to itself")

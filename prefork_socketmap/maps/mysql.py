@@ -49,8 +49,8 @@ class MysqlMap(TlsSettings, sql.SqlServerMap["pymysql.Connection[Any]"]):
     user = setting(settings.text, "")
     """The account to log in as; the default is the name of the process's user."""
     password = setting(secret, "")
-    password_file = setting(settings.text, "")
-    password_env = setting(settings.text, "")
+    password_file = setting(secret, "")
+    password_env = setting(secret, "")
     query = sql.query(*MYSQL.values())
     """The statement; parts of the key are bound as its parameters."""
     require_result_set = setting(settings.boolean, True)

@@ -215,7 +215,8 @@ class NetworkMap(Map, Generic[C]):
         """Begin a pause, longer than the one before; return the error to raise."""
         self._pause = min(self._pause * 2, LONGEST_PAUSE) or FIRST_PAUSE
         self._resume = time.monotonic() + self._pause
-        log.error("map %s: %s; next attempt in %.1f s", self.name, problem, self._pause)
+        text = "map %s: %s; next attempt in %.1f s"
+        log.error(text, self.name, problem, self._pause, extra={"map": self.name})
         return self._unavailable()
 
     def _unavailable(self) -> LookupFailedError:

@@ -34,6 +34,8 @@ from prefork_socketmap.socketmap.messages import to_text
 
 _PORT = 5432
 _URI = ("postgresql://", "postgres://")
+_SECRET = re.compile(r"password$|secret$")  # parameters of libpq: of the account, of a client's key, of OAuth
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _FAILED = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE)
 # Types of parameters.
 _UNKNOWN = 0
@@ -52,16 +54,20 @@ def _host(key: str, value: str) -> None:
         host_setting.host(key, value)
         return
     try:
-        has_password = "password" in conninfo_to_dict(value)
+        names = conninfo_to_dict(value).keys()
     except psycopg.Error:
         # Not libpq's words about it: it quotes the URI, in which a password may be.
         raise settings.SettingError(key, "has a URI that libpq does not understand") from None
-    if has_password:
+    if any(_SECRET.search(name) for name in names):
         raise settings.SettingError(key, "has a password in a URI; use password, password_file or password_env")
 
 
 def _hosts(key: str, value: object) -> tuple[str, ...]:
     return host_setting.hosts(key, value, _host)
+
+
+def _ssl_mode(key: str, value: object) -> str:
+    return settings.choice(key, value, _SSL_MODES)
 
 
 class PostgresqlMap(sql.SqlServerMap[pq.abc.PGconn]):
@@ -74,9 +80,9 @@ class PostgresqlMap(sql.SqlServerMap[pq.abc.PGconn]):
     user = setting(settings.text, "")
     """The role to log in as; libpq's default is the name of the process's user."""
     password = setting(secret, "")
-    password_file = setting(settings.text, "")
-    password_env = setting(settings.text, "")
-    sslmode = setting(settings.text, "")
+    password_file = setting(secret, "")
+    password_env = setting(secret, "")
+    sslmode = setting(_ssl_mode, "")
     """How strict TLS is, in libpq's words; ``verify-full`` is the one that keeps out who is in between."""
     sslrootcert = setting(settings.text, "")
     """The certificates of the authorities; this and the next two are libpq's, too."""
@@ -146,7 +152,8 @@ class PostgresqlMap(sql.SqlServerMap[pq.abc.PGconn]):
         elif result.status in _FAILED:
             raise _error(result)
         elif result.nparams != len(statement.parameters):
-            raise sql.QueryError(f"the server sees {result.nparams} parameters in {statement.text!r}")
+            problem = f"the server sees {result.nparams} parameters in {settings.shown(statement.text)}"
+            raise sql.QueryError(problem)
 
     def execute(self, connection: pq.abc.PGconn, values: Sequence[str]) -> Sequence[str] | None:
         """Run the statement."""

@@ -54,9 +54,11 @@ class PythonMap(Map):
         if answer is None:
             return None
         if isinstance(answer, str):
+            if answer and not answer.isspace():
+                return (answer,)
             answer = Reply(Status.OK, answer)
         if not isinstance(answer, Reply):
-            raise TypeError(f"{self.function} returned {answer!r}; return a Reply, a str or None")
+            raise TypeError(f"{self.function} returned a {type(answer).__name__}; return a Reply, a str or None")
         return values_in(answer)
 
     def _load(self, setting: str, reference: str) -> Callable[..., Reply | str | None]:
@@ -67,7 +69,7 @@ class PythonMap(Map):
             for attribute in name.split("."):
                 found = getattr(found, attribute)
         except (ImportError, AttributeError) as error:
-            raise settings.SettingError(key, f"cannot load {reference}: {error}") from error
+            raise settings.SettingError(key, f"cannot load {settings.shown(reference)}: {error}") from error
         if not callable(found):
             raise settings.SettingError(key, f"{reference} is not a function")
         return found

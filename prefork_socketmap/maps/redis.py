@@ -8,6 +8,7 @@ The driver is redis-py. Retries and pauses are those of all network maps, so the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ _PORT = 6379
 _SENTINEL_PORT = 26379
 # The commands that can be asked with, and how many arguments each has.
 _COMMANDS = {"GET": 1, "HGET": 2, "SISMEMBER": 2}
+_SERVICE = re.compile(r"[A-Za-z0-9._-]+")
 _LOST = (redis.ConnectionError, RedisClusterException, OSError)
 
 
@@ -47,9 +49,10 @@ class Command(Template):
         word, *arguments = text.split() or [""]
         self.word = word.upper()
         if len(arguments) != _COMMANDS.get(self.word):
-            raise ValueError(f'{text!r} is no query; expected "GET key", "HGET key field" or "SISMEMBER key member"')
+            accepted = '"GET key", "HGET key field" or "SISMEMBER key member"'
+            raise ValueError(f"{settings.shown(text)} is no query; expected {accepted}")
         if not self.letters:
-            raise ValueError(f"{text!r} has no part of the lookup key, such as %s")
+            raise ValueError(f"{settings.shown(text)} has no part of the lookup key, such as %s")
         self._arguments = [Template(argument) for argument in arguments]
 
     def arguments(self, key: Address) -> list[str]:
@@ -65,13 +68,20 @@ def _command(key: str, value: object) -> Command:
         raise settings.SettingError(key, str(error)) from error
 
 
+def _service(key: str, value: object) -> str:
+    """Read a name in the alphabet of Sentinel's."""
+    if isinstance(value, str) and _SERVICE.fullmatch(value):
+        return value
+    raise settings.wrong(key, value, "a name of letters, digits and . - _")
+
+
 class RedisMap(TlsSettings, NetworkMap["redis.Redis | RedisCluster"]):
     """Answers with the string, or the hash's field, at the key; or with the member, if the set has it."""
 
     hosts = setting(hosts)
     """Hosts and Unix sockets (default port: 6379); with ``sentinel`` the Sentinels (26379), with ``cluster`` any of
     the cluster's nodes."""
-    sentinel = setting(settings.text, "")
+    sentinel = setting(_service, "")
     """The name under which the Sentinels watch the primary that is asked."""
     cluster = setting(settings.boolean, False)
     """Whether the hosts are nodes of a cluster."""
@@ -80,8 +90,8 @@ class RedisMap(TlsSettings, NetworkMap["redis.Redis | RedisCluster"]):
     user = setting(settings.text, "")
     """The user of an access control list; by default there is none, just a password."""
     password = setting(secret, "")
-    password_file = setting(settings.text, "")
-    password_env = setting(settings.text, "")
+    password_file = setting(secret, "")
+    password_env = setting(secret, "")
     query = setting(_command)
     """``GET key``, ``HGET key field`` or ``SISMEMBER key member``, with parts of the lookup key in the arguments."""
 

@@ -7,6 +7,9 @@ NAME/ADDRESS PATTERNS"; relay_domains in postconf(5).
 
 A local part that is no dot-string is tried with quotes first and then without, at every step: tables have it either
 way.
+
+A key is what a stranger chose, and each candidate is a question to a database. So there are no more of them than an
+address or the name of a host can have.
 """
 
 from __future__ import annotations
@@ -22,6 +25,9 @@ _LISTED_ADDRESS = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*"|")+')
 _SPECIAL = r'\x00-\x20\x7f()<>@,;:\\"\[\]'
 _DOT_STRING = re.compile(rf"[^.{_SPECIAL}]+(?:\.[^.{_SPECIAL}]+)*")
 _IPV4 = re.compile(r"\d+\.\d+\.\d+\.\d+")
+_MOST_LABELS = 127  # of a host name: RFC 1035, 255 octets, two of them for the shortest label
+_UTF8_MOST = 4  # bytes of a character
+_MOST_COLONS = 8  # of an IPv6 address, in which "::" stands for at least one group
 # Never split: "mailer-daemon" is no extension of "mailer" (postconf(5), recipient_delimiter).
 _WHOLE = frozenset({"mailer-daemon", "double-bounce", "postmaster"})
 
@@ -140,21 +146,30 @@ def _network(key: str, rules: Rules) -> Iterator[Candidate]:  # noqa: ARG001
 
 def _is_network(key: str) -> bool:
     # A literal in brackets, which a client may say in HELO, is cut like a name.
-    return _IPV4.fullmatch(key) is not None or (":" in key and not key.startswith("["))
+    return _IPV4.fullmatch(key) is not None or (0 < key.count(":") <= _MOST_COLONS and not key.startswith("["))
 
 
 def _names(name: str, prefix: str = "") -> Iterator[Candidate]:
-    """*name* and its parent domains, these with *prefix*. Address literals are cut like names, as Postfix does."""
+    """*name* and its parent domains, these with *prefix*. Address literals are cut like names, as Postfix does.
+
+    Of a name with more labels than the name of a host can have, only the parents that can be one: not those that lie
+    nearest to it, for otherwise such a name would get around what a table says about all names below a domain.
+    """
     if name:
         yield Candidate(name)
     parent = name.find(".", 1)
+    if name.count(".") > _MOST_LABELS:
+        parent = len(name.rsplit(".", _MOST_LABELS)[0])
     while parent > 0:
         if rest := name[parent + 1 :]:
             yield Candidate(prefix + rest)
         parent = name.find(".", parent + 1)
 
 
-ORDERS: Mapping[str, Callable[[str, Rules], Iterable[Candidate]]] = {
+Order = Callable[[str, Rules], Iterable[Candidate]]
+"""Returns the keys to try for the one that was asked."""
+
+ORDERS: Mapping[str, Order] = {
     "exact": _exact,
     "address": _address,
     "transport": _transport,
@@ -163,6 +178,16 @@ ORDERS: Mapping[str, Callable[[str, Rules], Iterable[Candidate]]] = {
     "network": _network,
 }
 """The orders, by the name that the setting ``search`` gives them: functions of the key that was asked."""
+
+
+def bounded(order: Order, max_size: int) -> Order:
+    """Return *order* for keys of at most *max_size* bytes: none is tried for a longer one."""
+
+    def candidates(key: str, rules: Rules) -> Iterable[Candidate]:
+        is_long = len(key) * _UTF8_MOST > max_size and len(key.encode("utf-8", "surrogateescape")) > max_size
+        return () if is_long else order(key, rules)
+
+    return candidates
 
 
 def propagate(extension: str, result: str) -> str:

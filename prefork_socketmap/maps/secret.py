@@ -33,14 +33,14 @@ class Secret:
             raise settings.SettingError(self._key, f"only one of {setting}, {setting}_file and {setting}_env can be")
         if variable:
             if variable not in os.environ:
-                problem = f"the environment has no variable {variable}"
-                raise settings.SettingError(f"{self._key}_env", problem)
+                raise settings.SettingError(f"{self._key}_env", "the environment has no such variable")
             self._value = os.environ[variable]
         self._file: Path | None = table.base / file if file else None
         try:
             self.read()
         except OSError as error:
-            raise settings.SettingError(f"{self._key}_file", f"cannot read {self._file}: {error.strerror}") from None
+            # Not its name: who has mistaken the key for that of the secret itself has written the secret there.
+            raise settings.SettingError(f"{self._key}_file", f"cannot read the file: {error.strerror}") from None
 
     def read(self) -> str:
         """Return the secret; "" when there is none. The file is read anew: who changes it need not reload.

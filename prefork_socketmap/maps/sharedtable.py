@@ -112,9 +112,7 @@ def make_private(directory: Path) -> None:
     directory.mkdir(mode=0o700, exist_ok=True)
     status = directory.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise PermissionError(
-            f"{directory} must be a directory of user {os.geteuid()}, and nobody else may write there"
-        )
+        raise PermissionError(f"it must be a directory of user {os.geteuid()}, and nobody else may write there")
 
 
 def _private(path: str, flags: int) -> int:

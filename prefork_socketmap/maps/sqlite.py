@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from prefork_socketmap import settings
 from prefork_socketmap.maps import sql
-from prefork_socketmap.maps.base import LookupFailedError, Map, UncheckedError, log
+from prefork_socketmap.maps.base import LookupFailedError, Map, UncheckedError, log, reason
 from prefork_socketmap.maps.setting import setting
 from prefork_socketmap.maps.sqltext import SQLITE
 from prefork_socketmap.socketmap.messages import Reply, to_text
@@ -40,7 +40,8 @@ class SqliteMap(Map):
         try:
             self._connect()
         except (OSError, sqlite3.Error) as error:
-            raise settings.SettingError(f"maps.{self.name}.dbpath", f"cannot open {self._path}: {error}") from error
+            problem = f"cannot open {settings.shown(self.dbpath)}: {reason(error)}"
+            raise settings.SettingError(f"maps.{self.name}.dbpath", problem) from None
         try:
             self.verify()
         except UncheckedError as doubt:

@@ -20,10 +20,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
+from prefork_socketmap import settings
 from prefork_socketmap.maps.template import Address, Template
 
 # An expansion while a text is taken apart: this and its letter. No statement can have the character.
 _MARK = "\0"
+# For an error message: a form's beginning and end, and what is between them, expansions apart from the rest.
+_BEGINNING = re.compile(r"(?:[a-z]&?|@)?['\"`]|/\*M?!?|values|[@:?$]\d*|\[", re.IGNORECASE)
+_ENDS = frozenset("'\"`]")
+_INSIDE = re.compile(f"{_MARK}(.)|[^{_MARK}]+", re.DOTALL)
 # Next to these, a placeholder needs no space.
 _SEPARATORS = frozenset(" \t\n\r\f(),;=<>")
 
@@ -76,7 +81,8 @@ class Dialect:
         while end < len(text):
             match = self._pattern.match(text, end)
             if match is None:
-                raise ValueError(f"the part of the key in {_shown(_around(text, end))} does not stand by itself")
+                part, around = _written(text[end : end + 2]), settings.shown(_written(_around(text, end)))
+                raise ValueError(f"the part {part} of the key in {around} does not stand by itself")
             # The group of the form is the last one that closes.
             yield self.forms[int((match.lastgroup or "")[1:])], match[0]
             end = match.end()
@@ -179,8 +185,16 @@ def _value(form: Form, lexeme: str) -> Template:
     return Template("".join(pieces))
 
 
-def _shown(text: str) -> str:
+def _written(text: str) -> str:
     return text.replace("%", "%%").replace(_MARK, "%")
+
+
+def _shown(lexeme: str) -> str:
+    """Return of *lexeme* what cannot be a secret: how it begins and ends, and its parts of the key."""
+    begin = match[0] if (match := _BEGINNING.match(lexeme)) else ""
+    end = lexeme[-1] if len(lexeme) > len(begin) and lexeme[-1] in _ENDS else ""
+    inside = lexeme[len(begin) : len(lexeme) - len(end)]
+    return begin + _INSIDE.sub(lambda match: f"%{match[1]}" if match[1] else "...", inside) + end
 
 
 def _around(text: str, place: int) -> str:

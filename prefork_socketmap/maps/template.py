@@ -92,7 +92,7 @@ class Template:
             elif match[1] and match[1] in _LETTERS:
                 self.pieces += [match[1], ""]
             else:
-                raise ValueError(f"{match[0]!r} in {text!r} is no part of a key; accepted are {_ACCEPTED}")
+                raise ValueError(f"{match[0]!r} is no part of a key; accepted are {_ACCEPTED}")
         self.pieces[-1] += text[end:]
         self.letters = frozenset(self.pieces[1::2])
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
+from prefork_socketmap import settings
+
 # The key ends at the first blank outside quotes; quotes and backslashes stay in it.
 _ENTRY = re.compile(rb'((?:[^\s"\\]|\\.|"(?:[^"\\]|\\.)*")+)\s+(\S.*)', re.DOTALL)
 
@@ -49,7 +51,7 @@ def logical_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
         elif logical:
             logical += line.rstrip(b"\n")
         else:
-            raise TextFileError(f"line {number}: {shown(line)} continues nothing: it begins with a blank")
+            raise TextFileError(f"line {number} continues nothing: it begins with a blank")
     if logical:
         yield begin, logical
 
@@ -63,6 +65,5 @@ def _parse(line: bytes) -> tuple[bytes, bytes] | None:
 
 
 def shown(line: bytes) -> str:
-    """Return *line*, or its beginning, for an error message."""
-    text = line.strip().decode("utf-8", "backslashreplace")
-    return repr(text if len(text) <= 60 else text[:57] + "...")
+    """Return of *line* what may be shown: of an entry the key, at most, for the value may be a password."""
+    return settings.shown(line.strip().decode("utf-8", "backslashreplace"))

@@ -14,7 +14,7 @@ from typing import BinaryIO, Generic, TypeVar
 
 from prefork_socketmap import settings
 from prefork_socketmap.maps import filestate
-from prefork_socketmap.maps.base import Map
+from prefork_socketmap.maps.base import Map, reason
 from prefork_socketmap.maps.setting import setting
 
 T = TypeVar("T")
@@ -50,7 +50,8 @@ class WatchedFileMap(Map, Generic[T]):
         try:
             self._read()
         except (OSError, ValueError) as error:
-            raise settings.SettingError(f"maps.{self.name}.path", f"{self._file}: {error}") from error
+            problem = f"{settings.shown(self.path)}: {reason(error)}"
+            raise settings.SettingError(f"maps.{self.name}.path", problem) from None
 
     def release(self) -> None:
         """Let go of what was read."""
@@ -65,7 +66,7 @@ class WatchedFileMap(Map, Generic[T]):
             if tag not in (self._tag, self._refused):
                 self._read()
         except (OSError, ValueError) as error:
-            self.complaints.log(logging.ERROR, "%s: %s; the table stays as it was", self.path, error)
+            self.complaints.log(logging.ERROR, "%s: %s; the table stays as it was", self.path, reason(error))
         return self._content
 
     @property

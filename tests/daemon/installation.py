@@ -61,14 +61,13 @@ class Installation:
         )
 
     def start(self, *arguments: str, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
-        """Start ``serve`` in the foreground and wait until it serves. Its stderr goes to ``log``."""
+        """Start ``serve`` in the foreground and wait until it serves. Its stderr goes to ``log``, or where told."""
         with self.log.open("a") as log:
             self._process = subprocess.Popen(
                 [*COMMAND, "serve", "-c", self.config, *arguments],
-                stderr=log,
                 text=True,
                 env=os.environ | dict(env or {}),
-                **options,
+                **{"stderr": log, **options},
             )
         eventually(self._is_ready, within=30, what="the server serves")
         return self._process

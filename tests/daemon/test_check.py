@@ -26,6 +26,8 @@ query = "SELECT {column} FROM alias WHERE address = '%s'"
 def test_a_query_that_the_server_does_not_take_is_told_in_its_words(
     installation: Installation, postgresql: Postgresql
 ) -> None:
+    installation.config.chmod(0o600)  # there is a password in it
+
     def check(column: str) -> subprocess.CompletedProcess[str]:
         password = json.dumps(PASSWORD)
         installation.configure(maps=POSTGRESQL.format(port=postgresql.port, password=password, column=column))
@@ -39,6 +41,7 @@ def test_a_query_that_the_server_does_not_take_is_told_in_its_words(
 
 
 def test_a_query_that_no_server_can_be_asked_about_is_a_warning(installation: Installation) -> None:
+    installation.config.chmod(0o600)
     installation.configure(maps=POSTGRESQL.format(port=free_port(), password='"x"', column="goto"))
     result = installation.run("check")
     assert result.returncode == 0

@@ -82,7 +82,7 @@ def test_the_places_are_found_in_a_file_that_is_wrong_otherwise(tmp_path: Path) 
 TIME = 'a number of seconds from 0 to 2147483647, or a time like "10s", "5m", "1h"'
 ENDPOINT = '"inet:host:port", "inet:[ipv6]:port" or "unix:/path"'
 PORT = f"a port from 0 to 65535 in {ENDPOINT}; an IPv6 address stands in brackets"
-NETWORK = 'expected a network like "192.0.2.0/24" or an address'
+NETWORK = 'expected a network like "192.0.2.0/24", with no bit set behind its prefix, or an address'
 MODE = 'expected a string of octal digits like "0660"'
 TEXT = "a string that is not empty"
 
@@ -115,7 +115,7 @@ WRONG = [
     ('lookup_timeout = "10 s"\n', f"lookup_timeout: '10 s' is not accepted here; expected {TIME}"),
     ('idle_timeout = "1h30m"\n', f"idle_timeout: '1h30m' is not accepted here; expected {TIME}"),
     ("stop_timeout = inf\n", f"stop_timeout: inf is not accepted here; expected {TIME}"),
-    ("park_timeout = []\n", f"park_timeout: [] is not accepted here; expected {TIME}"),
+    ("keepalive_timeout = []\n", f"keepalive_timeout: [] is not accepted here; expected {TIME}"),
     # Listeners.
     (
         'listen = "inet:127.0.0.1"\n',
@@ -130,7 +130,7 @@ WRONG = [
     ('listen = ["inet:::1:27823"]\n', f"listen[0]: '::1:27823' is not accepted here; expected {PORT}"),
     ('listen = ["inet:[::1:27823"]\n', f"listen[0]: '[::1:27823' is not accepted here; expected {ENDPOINT}"),
     ('listen = ["unix:"]\n', f"listen[0]: 'unix:' is not accepted here; expected {ENDPOINT}"),
-    ('listen = ["inet:h:1", "inet:h:1"]\n', "listen[1]: inet:h:1 stands there twice"),
+    ('listen = ["inet:h:1", "inet:h:1"]\n', "listen[1]: 'inet:h:1' stands there twice"),
     ("listen = [{}]\n", "listen[0].endpoint: is missing"),
     ('listen = [{ endpiont = "unix:/s" }]\n', 'listen[0].endpiont: unknown key; did you mean "endpoint"?'),
     ('listen = [{ endpoint = "unix:/s", mode = 660 }]\n', f"listen[0].mode: 660 is not accepted here; {MODE}"),
@@ -153,10 +153,15 @@ WRONG = [
     ),
     # Who may connect.
     ('allow = "127.0.0.1"\n', "allow: '127.0.0.1' is not accepted here; expected a list of strings"),
-    ('allow = ["10.0.0.1/8"]\n', f"allow: 10.0.0.1/8 has host bits set; {NETWORK}"),
-    ('allow = ["example.com"]\n', f"allow: 'example.com' does not appear to be an IPv4 or IPv6 network; {NETWORK}"),
+    ('allow = ["10.0.0.1/8"]\n', f"allow: '10.0.0.1/8' is not accepted here; {NETWORK}"),
+    ('allow = ["example.com"]\n', f"allow: 'example.com' is not accepted here; {NETWORK}"),
     # Users.
     ('user = "no-such-user"\n', "user: there is no user 'no-such-user'"),
+    ("environment = [1]\n", "environment: [1] is not accepted here; expected a list of strings"),
+    (
+        'environment = ["A=b"]\n',
+        "environment: 'A...' is not accepted here; expected names of environment variables, without values",
+    ),
     ("user = 0\n", f"user: 0 is not accepted here; expected {TEXT}"),
     ('user = "nobody"\ngroup = "no-such-group"\n', "group: there is no group 'no-such-group'"),
     ('group = "daemon"\n', "group: has an effect only together with user, which is missing"),

@@ -98,6 +98,56 @@ def test_a_symbolic_link_is_not_followed(path: Path, tmp_path: Path) -> None:
     assert precious.read_text() == "data"
 
 
+def test_a_file_that_others_have_a_name_of_is_replaced_and_not_written_to(path: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("data")
+    path.hardlink_to(precious)
+    held = PidFile(path)
+    assert precious.read_text() == "data"
+    assert path.read_text() == f"{os.getpid()}\n"
+    assert pidfile.holder(path) is None  # but for us: a process does not hinder itself
+    held.remove()
+
+
+def test_a_file_that_has_taken_the_place_of_ours_is_not_removed(path: Path) -> None:
+    held = PidFile(path)
+    path.unlink()
+    path.write_text("somebody else's")
+    held.remove()
+    assert path.read_text() == "somebody else's"
+
+
+def test_of_many_that_start_at_once_over_a_stale_file_one_holds_it(path: Path) -> None:
+    path.write_text("1\n")
+    command = [sys.executable, "-c", HOLDER, str(path)]
+    processes = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        for _ in range(8)
+    ]
+    try:
+        said = [process.stdout.readline() for process in processes if process.stdout]
+        assert sorted(said) == [""] * 7 + ["locked\n"]
+        holder = processes[said.index("locked\n")]
+        assert (pidfile.holder(path), path.read_text()) == (holder.pid, f"{holder.pid}\n")
+        assert list(path.parent.iterdir()) == [path]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link to a fifo"])
+def test_what_would_block_is_an_error_that_names_it(path: Path, tmp_path: Path, kind: str) -> None:
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        os.mkfifo(tmp_path / "fifo")
+        path.symlink_to("fifo")
+    for use in (pidfile.holder, PidFile):
+        with pytest.raises(OSError, match=r"test\.pid"):
+            use(path)
+
+
 @pytest.mark.parametrize("command", ["stop", "reload"])
 def test_a_process_whose_pid_stands_in_a_stale_file_gets_no_signal(
     installation: Installation, stranger: subprocess.Popen[bytes], command: str

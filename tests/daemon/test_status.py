@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -16,6 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from prefork_socketmap.prefork import scoreboard
+from prefork_socketmap.prefork.counters import SERVER_COUNTERS
 from tests.daemon.installation import COMMAND, TIMEOUT, Installation, process_status
 from tests.serving import Client, end_of_newcomer
 from tests.waiting import eventually
@@ -289,32 +291,49 @@ def test_connections_are_counted(site: Installation) -> None:
     assert site.run("reload").returncode == 0
     with Client(site.endpoint) as silent:
         silent.ask(b"colours sky")
-        eventually(lambda: told(site)["connections"]["parked"] == 1, what="the silent connection is parked")
+        eventually(lambda: told(site)["connections"]["silent"] == 1, what="the connection is silent")
         assert told(site)["connections"] == {
             "active": 0,
-            "parked": 1,
+            "silent": 1,
             "accepted": 1,
             "refused": 0,
-            "closed_by_limits": 0,
+            "evicted": 0,
+            "expired": 0,
+            "timed_out": 0,
+            "overflowed": 0,
         }
 
 
-def test_connections_that_limits_end_are_counted(installation: Installation) -> None:
-    installation.configure("max_parked = 1")
+@pytest.mark.parametrize(
+    ("limits", "counter"),
+    [("keepalive_timeout = 1", "expired"), ("read_timeout = 1", "timed_out")],
+)
+def test_connections_that_limits_end_are_counted(installation: Installation, limits: str, counter: str) -> None:
+    installation.configure(limits)
+    installation.start()
+    with Client(installation.endpoint) as client:
+        client.ask(b"colours sky")
+        client.send(b"5:" if counter == "timed_out" else b"")
+        client.end()
+        eventually(lambda: told(installation)["connections"][counter] == 1, what="it is counted")
+        assert told(installation)["connections"]["silent"] == 0
+
+
+def test_connections_that_make_room_are_counted(installation: Installation) -> None:
+    installation.configure("max_connections = 1\nidle_timeout = 1")
     installation.start()
 
-    def parked() -> int:
-        number: int = told(installation)["connections"]["parked"]
-        return number
+    def make_room() -> bool:
+        with contextlib.suppress(ConnectionError, AssertionError), Client(installation.endpoint) as newer:
+            newer.ask(b"colours sky")
+            return True
+        return False  # the other one has not been silent for long enough
 
     with Client(installation.endpoint) as oldest:
         oldest.ask(b"colours sky")
-        eventually(lambda: parked() == 1, what="the connection is parked")
-        with Client(installation.endpoint) as newer:
-            newer.ask(b"colours sky")
-            oldest.end()
-            eventually(lambda: told(installation)["connections"]["closed_by_limits"] == 1, what="it is counted")
-            assert parked() == 1
+        eventually(make_room, what="room for a newer client")
+        oldest.end()
+        eventually(lambda: told(installation)["connections"]["evicted"] == 1, what="it is counted")
 
 
 def test_refused_connections_are_counted(installation: Installation) -> None:
@@ -323,8 +342,7 @@ def test_refused_connections_are_counted(installation: Installation) -> None:
     with Client(installation.endpoint) as client:
         client.ask(b"colours sky")
         end_of_newcomer(installation.endpoint)
-        connections = told(installation)["connections"]
-    assert (connections["accepted"], connections["refused"]) == (1, 1)
+        eventually(lambda: told(installation)["connections"]["refused"] == 1, what="it is counted")
 
 
 def test_workers_that_are_killed_are_counted(installation: Installation) -> None:
@@ -467,6 +485,7 @@ def metrics(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
 
 def test_prometheus_reads_the_same_counts(site: Installation) -> None:
     ask_everything(site, 2)
+    eventually(lambda: told(site)["connections"]["silent"] == 0, what="the clients have gone")
     document = told(site)
     found = metrics(site.run("status", "--prometheus").stdout)
 
@@ -482,9 +501,11 @@ def test_prometheus_reads_the_same_counts(site: Installation) -> None:
         assert value("lookup_duration_seconds_count", map=name) == each["lookups"]
         assert value("lookup_duration_seconds_bucket", map=name, le="+Inf") == each["lookups"]
         assert value("lookup_duration_seconds_sum", map=name) == each["total_seconds"]
-    assert value("connections_accepted_total") == document["connections"]["accepted"] == 2
-    assert value("workers_spawned_total") == document["workers"]["spawned"]
-    assert value("reloads_total", result="good") == 0
+    assert document["connections"]["accepted"] == 2
+    for counter in SERVER_COUNTERS:
+        assert value(f"{counter.group}_{counter.name}_total") == document[counter.group][counter.name]
+    for state in ("active", "silent"):
+        assert value("connections", state=state) == document["connections"][state]
 
 
 def test_prometheus_finds_help_type_and_a_rising_histogram(site: Installation) -> None:

@@ -53,6 +53,30 @@ def test_a_type_may_ask_for_any_key() -> None:
     assert AnyKeyMap({"\udcff": ["x"], "": ["y"]}).lookup("") == Reply.ok("y")
 
 
+@pytest.mark.parametrize("search", ["address", "transport", "access", "domain", "network"])
+def test_a_key_longer_than_postfix_sends_is_not_found_and_no_part_of_it_is_asked(search: str) -> None:
+    table = DictMap({"com": ["x"], "*": ["x"]}, search=search)
+    assert table.lookup("." * 98_000) == NOT_FOUND
+    assert table.lookup("a." * 5000 + "com") == NOT_FOUND
+    assert table.asked == []
+
+
+def test_how_long_a_key_can_be_is_configurable() -> None:
+    values = {"com": ["x"]}
+    assert DictMap(values, search="domain", max_key_size=10).lookup("a.test.com") == Reply.ok("x")
+    assert DictMap(values, search="domain", max_key_size=10).lookup("a.test2.com") == NOT_FOUND
+    assert DictMap(values, search="domain", max_key_size=0).lookup("a." * 5000 + "com") == Reply.ok("x")
+
+
+def test_a_key_that_is_looked_up_as_it_is_may_be_of_any_length() -> None:
+    key = "x" * 98_000
+    assert DictMap({key: ["x"]}, max_key_size=10).lookup(key) == Reply.ok("x")
+
+
+def test_a_long_key_is_asked_where_it_is_the_only_one() -> None:
+    assert DictMap({"a" * 20_000: ["x"]}).lookup("a" * 20_000) == Reply.ok("x")
+
+
 @pytest.mark.parametrize("empty", ["", " ", "\t\n"])
 def test_an_empty_value_is_not_found_and_a_warning(empty: str, caplog: pytest.LogCaptureFixture) -> None:
     assert DictMap({"key": [empty]}).lookup("key") == NOT_FOUND
@@ -180,7 +204,9 @@ def test_a_failure_ends_the_search() -> None:
 
 def test_the_debug_log_tells_every_key_that_was_tried(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    DictMap({"@d.test": ["all"]}, search="address", domain=["d.test"]).lookup("user@d.test")
+    table = DictMap({"@d.test": ["all"]}, search="address", domain=["d.test"])
+    table.open()
+    table.lookup("user@d.test")
     assert [record.getMessage().split(",")[0] for record in caplog.records] == [
         "map test: 'user@d.test': not found",
         "map test: '@d.test' is not looked up: it is no text",

@@ -129,6 +129,12 @@ def test_the_cache_keeps_its_size_and_forgets_what_was_not_used() -> None:
     assert setup.backend.asked == 4
 
 
+def test_an_answer_to_a_key_longer_than_any_address_takes_no_memory() -> None:
+    setup = Setup(ttl=10, negative_ttl=10)
+    assert setup.cache.get("a" * 99_000) == Reply.ok("one")
+    assert len(setup.cache) == 0
+
+
 @pytest.mark.parametrize("key", ["cache_ttl", "stale_ttl"])
 def test_a_map_has_a_cache_when_a_time_says_so(key: str) -> None:
     assert DictMap({}).cache is None

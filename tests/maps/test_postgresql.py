@@ -319,11 +319,11 @@ def test_no_error_and_no_log_line_has_the_password(make: Make, caplog: pytest.Lo
         ({"hosts": ["postgresql://u:hunter2@h/d"]}, r"maps\.m\.hosts: has a password in a URI; use password"),
         ({"hosts": ["postgresql://u@h:hunter2/d?x=y"]}, r"maps\.m\.hosts: has a URI that libpq does not understand"),
         ({"password": "hunter2", "password_env": "X"}, r"maps\.m\.password: only one of password, password_file"),
-        ({"password_env": "NO_SUCH_VARIABLE"}, r"maps\.m\.password_env: the environment has no variable NO_SUCH"),
-        ({"password_file": "none"}, r"maps\.m\.password_file: cannot read .*/none: No such file"),
+        ({"password_env": "NO_SUCH_VARIABLE"}, r"maps\.m\.password_env: the environment has no such variable"),
+        ({"password_file": "none"}, r"maps\.m\.password_file: cannot read the file: No such file"),
         ({"password": 123456}, r"maps\.m\.password: expected a string that is not empty"),
         ({"timeout": 0}, r"maps\.m\.timeout: 0 is not accepted"),
-        ({"query": "SELECT '%x'"}, r"maps\.m\.query: '%x' in .* is no part of a key"),
+        ({"query": "SELECT '%x'"}, r"maps\.m\.query: '%x' is no part of a key"),
     ],
 )
 def test_a_wrong_setting_is_named_and_no_secret_is(open_map: OpenMap, table: dict[str, object], error: str) -> None:

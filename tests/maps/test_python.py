@@ -134,8 +134,8 @@ def test_a_reference_has_a_module_and_a_name(make: Make, reference: str) -> None
 @pytest.mark.parametrize(
     ("reference", "problem"),
     [
-        ("no_such_module:f", "cannot load no_such_module:f: No module named"),
-        ("user_code:missing", "cannot load user_code:missing: module 'user_code' has no attribute"),
+        ("no_such_module:f", "cannot load 'no_such_module:f': No module named"),
+        ("user_code:missing", "cannot load 'user_code:missing': module 'user_code' has no attribute"),
         ("user_code:constant", "user_code:constant is not a function"),
     ],
 )

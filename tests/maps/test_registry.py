@@ -35,7 +35,7 @@ def test_maps_are_built_by_their_type() -> None:
         ({"type": "static", "entries": []}, "maps.m.entries: [] is not accepted here"),
         ({"type": "static", "entries": {}, "fold": 1}, "maps.m.fold: 1 is not accepted"),
         ({"type": "static", "entries": {}, "search": "adress"}, "maps.m.search: 'adress' is not accepted"),
-        ({"type": "static", "entries": {}, "result_format": "%x"}, "maps.m.result_format: '%x' in '%x' is no part"),
+        ({"type": "static", "entries": {}, "result_format": "%x"}, "maps.m.result_format: '%x' is no part"),
     ],
 )
 def test_a_wrong_table_is_an_error_that_names_the_key(table: dict[str, object], problem: str) -> None:

@@ -41,10 +41,10 @@ def lookup(open_map: OpenMap, tmp_path: Path, kind: str, text: str | bytes, key:
         ("cidr", "if 10.0.0.0/8 a\nendif\n", r"is no network"),
         ("cidr", "if 10.0.0.0/8\n10.0.0.0/8 a\n", r"line 1: the block has no endif"),
         ("cidr", "endif\n", r"line 1: 'endif': there is no if that this endif ends"),
-        ("cidr", "if ::/0\nendif x\n", r"line 2: 'endif x': text behind endif"),
+        ("cidr", "if ::/0\nendif x\n", r"line 2: 'endif...': text behind endif"),
         ("cidr", "if ::/0\n" * 60 + "endif\n" * 60, r"line 50: .*more than 49 nested blocks"),
-        ("regexp", " /a/ b\n", r"line 1: '/a/ b' continues nothing"),
-        ("regexp", "abc def\n", r"'abc def': is no rule; expected: /pattern/flags, blank, result"),
+        ("regexp", " /a/ b\n", r"line 1 continues nothing"),
+        ("regexp", "abc def\n", r"'abc...': is no rule; expected: /pattern/flags, blank, result"),
         ("regexp", "/abc\n", r"the pattern has no second '/' that ends it"),
         ("regexp", "/abc\\/ x\n", r"the pattern has no second '/' that ends it"),
         ("regexp", "/abc\\\n", r"the pattern has no second '/' that ends it"),
@@ -76,11 +76,11 @@ def test_what_is_wrong_in_a_file_is_told_with_its_line(
     with pytest.raises(SettingError, match=r"maps\.m\.path: ") as caught:
         lookup(open_map, tmp_path, kind, text, "x")
     assert caught.match(problem)
-    assert str(tmp_path / "table") in str(caught.value)
+    assert caught.match("'table': ")
 
 
 def test_a_missing_file_is_told(open_map: OpenMap, tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"maps\.m\.path: .*none: .*No such file or directory"):
+    with pytest.raises(SettingError, match=r"maps\.m\.path: 'none': No such file or directory"):
         open_map("cidr", path="none")
 
 

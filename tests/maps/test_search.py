@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork_socketmap.maps.search import ORDERS, Candidate, Rules, propagate
+from prefork_socketmap.maps.search import ORDERS, Candidate, Rules, bounded, propagate
 
 RULES = Rules(recipient_delimiter="+-", local_domains=frozenset({"local.test", "[192.0.2.1]"}))
 
@@ -151,6 +151,36 @@ def test_exact_search_tries_the_key_alone(key: str) -> None:
 @given(st.sampled_from(sorted(ORDERS)), st.text(alphabet='ab.@+-"\\ []:*1'))
 def test_any_key_can_be_searched(order: str, key: str) -> None:
     assert tried(order, key) or not key
+
+
+@pytest.mark.parametrize("order", sorted(ORDERS))
+@pytest.mark.parametrize("key", ["." * 98_000, "a." * 4000, ":" * 9000, "a:" * 4000, "u@" + "a." * 4000, "+-" * 4000])
+def test_no_key_has_more_candidates_than_an_address_or_a_host_name(order: str, key: str) -> None:
+    # 127 parents of a name, the whole, "*", and eight forms of the local part.
+    assert len(tried(order, key)) <= 127 + 10
+
+
+def test_of_a_name_that_no_host_can_have_the_parents_are_those_that_one_can_have() -> None:
+    key = "x." * 500 + "example.com"
+    assert tried("domain", key)[0] == key
+    assert tried("domain", key)[-2:] == ["example.com", "com"]
+    assert [name.count(".") + 1 for name in tried("domain", key)[1:]] == list(range(127, 0, -1))
+
+
+def test_the_longest_name_of_a_host_is_searched_up_to_the_top() -> None:
+    key = ".".join("a" * 127)
+    assert len(tried("domain", key)) == 127
+
+
+def test_the_longest_address_of_a_network_is_shortened_up_to_the_top() -> None:
+    assert tried("network", "1:2:3:4:5:6:7::")[-1] == "1"
+
+
+@pytest.mark.parametrize(
+    ("key", "is_tried"), [("a" * 10, True), ("a" * 11, False), ("é" * 5, True), ("é" * 6, False)]
+)
+def test_a_bounded_order_tries_nothing_for_a_key_of_more_bytes(key: str, is_tried: bool) -> None:
+    assert list(bounded(ORDERS["domain"], 10)(key, RULES)) == [Candidate(key)] * is_tried
 
 
 def test_without_a_delimiter_there_are_no_extensions() -> None:

@@ -44,11 +44,11 @@ def test_entries_are_read_as_postmap_reads_them(text: bytes, expected: list[tupl
     [
         (b"a 1\nb\n", "line 2: 'b' is not an entry; expected: key, blank, value"),
         (b"a 1\n\nb\n  # c\nc 1\n", "line 3: 'b' is not an entry"),
-        (b'a 1\n"b c\n', "line 2: '\"b c' is not an entry"),
-        (b"# c\n  a 1\n", "line 2: 'a 1' continues nothing: it begins with a blank"),
-        (b"a 1\nb \xff\n", "line 2: 'b \\\\xff' is not UTF-8"),
-        (b"a 1\nb x\0y\n", "line 2: 'b x\\x00y' has a NUL byte"),
-        (b"x" * 100, "line 1: '" + "x" * 57 + "...' is not an entry"),
+        (b'a 1\n"b c\n', "line 2: '...' is not an entry"),
+        (b"# c\n  a 1\n", "line 2 continues nothing: it begins with a blank"),
+        (b"a 1\nb \xff\n", "line 2: 'b...' is not UTF-8"),
+        (b"a 1\nb x\0y\n", "line 2: 'b...' has a NUL byte"),
+        (b"x" * 100, "line 1: '" + "x" * 10 + "...' is not an entry"),
     ],
 )
 def test_a_line_that_is_no_entry_is_an_error_with_its_number(text: bytes, problem: str) -> None:
