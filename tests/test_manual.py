@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import json
 import os
 import re
 import shutil
@@ -21,13 +22,15 @@ import pytest
 
 import prefork_socketmap
 from prefork_socketmap import Config, client, settings
-from prefork_socketmap.daemon import cli, configfile
+from prefork_socketmap.daemon import asjson, cli, configfile, prometheus
+from prefork_socketmap.daemon.report import CacheReport, Counters, Finding, MapReport, Report, WorkerReport
 from prefork_socketmap.maps import registry
 from prefork_socketmap.maps.base import Map
 from prefork_socketmap.maps.network import NetworkMap
 from prefork_socketmap.maps.setting import Setting, declared
 from prefork_socketmap.maps.tls import TlsSettings
 from prefork_socketmap.maps.watched import WatchedFileMap
+from prefork_socketmap.prefork.counters import SERVER_COUNTERS
 
 MAN = Path(__file__).parent.parent / "man"
 PAGES = sorted(MAN.glob("*.[1-9]"))
@@ -239,6 +242,62 @@ def test_no_option_is_invented() -> None:
         for option in re.findall(r"Fl (\S+)", line)
     }
     assert documented == real
+
+
+# The status.
+
+
+def a_finding() -> Finding:
+    """Return what a server with a map, a cache, a worker and a refused reload has to tell."""
+    events: dict[str, dict[str, int]] = {}
+    for group, name, _ in SERVER_COUNTERS:
+        events.setdefault(group, {})[name] = 1
+    counters = Counters(endings=[1, *[0] * 7], seconds=1.0, worst=1.0, buckets=[1, *[0] * 27])
+    worker = WorkerReport(0, 2, 1, "busy", 0.0, "map", 0.5, "local", counters)
+    report = Report(1, 0.0, 1, 1, 1, events, [MapReport("map", counters, CacheReport(1, 1, 1, 1))], [worker])
+    return Finding(0, "running", 1, report, "a problem")
+
+
+def keys_of(value: object) -> Iterator[str]:
+    """Iterate over the keys in a JSON document, but for those that are names of maps, states or status words."""
+    if isinstance(value, list):
+        for each in value:
+            yield from keys_of(each)
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield key
+            if key not in ("states", "replies"):
+                yield from keys_of(list(each.values()) if key == "maps" else each)
+
+
+def documented_words(text: str) -> set[str]:
+    """Return the words of *text* that are marked as names: in ``.Va`` lines and items."""
+    lines = re.findall(r"^\.(?:It )?Va (.*)$", text, flags=re.MULTILINE)
+    return {word for line in lines for word in line.split()}
+
+
+def test_every_key_of_the_status_in_json_is_documented() -> None:
+    keys = set(keys_of(json.loads(asjson.render(a_finding()))))
+    assert {"overflowed", "exhausted", "p99_seconds", "below_seconds", "stale", "lookup_seconds", "problem"} <= keys
+    assert keys - documented_words(sections(COMMANDS)["STATUS"]) == set()
+
+
+def test_every_metric_for_prometheus_is_documented_and_no_other() -> None:
+    metrics = set(re.findall(r"^# TYPE prefork_socketmap_(\S+)", prometheus.render(a_finding()), flags=re.MULTILINE))
+    items = sections(COMMANDS)["STATUS"].partition("The metrics for Prometheus")[2]
+    documented = set()
+    for line in re.findall(r"^\.It Va (.*)$", items, flags=re.MULTILINE):
+        for name in line.replace(" Ns Ar name Ns Va ", "*").replace("Va ", "").split(" , "):
+            group, star, end = name.partition("*")
+            counted = [each.name for each in SERVER_COUNTERS if f"{each.group}_" == group]
+            documented |= {f"{group}{each}{end}" for each in counted} if star else {name}
+    assert documented == metrics
+
+
+def test_every_state_of_a_worker_is_documented() -> None:
+    assert (report := a_finding().report)
+    documented = re.findall(r"^\.Em (\w+)", sections(COMMANDS)["STATUS"], flags=re.MULTILINE)
+    assert report.count_states().keys() <= set(documented)
 
 
 # The library.

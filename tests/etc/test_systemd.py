@@ -84,12 +84,16 @@ def test_the_socket_unit_opens_the_default_endpoint_with_a_long_queue(etc: Path)
     assert int(sockets["Backlog"]) == 4096
 
 
-def test_the_user_of_the_service_is_made_by_sysusers_and_owns_the_place_of_the_socket(
-    etc: Path, service: Unit
-) -> None:
+def test_the_user_of_the_service_is_made_by_sysusers(etc: Path, service: Unit) -> None:
     user = service["Service"]["User"]
     assert re.search(rf"^u {user} ", (etc / "sysusers.d/prefork-socketmap.conf").read_text(), re.MULTILINE)
+
+
+def test_the_place_of_the_socket_is_roots_and_lets_in_postfix_alone(etc: Path, service: Unit) -> None:
     (line,) = re.findall(r"^d .*$", (etc / "tmpfiles.d/prefork-socketmap.conf").read_text(), re.MULTILINE)
-    _kind, path, _mode, owner, group, *_rest = line.split()
-    assert (owner, group) == (user, "postfix")
-    assert f"-{path}" in service["Service"]["ReadWritePaths"].split()
+    _kind, path, mode, owner, group, *_rest = line.split()
+    assert (mode, owner, group) == ("0750", "root", "postfix")
+    # So it is systemd that makes the socket there.
+    text = (etc / "systemd/prefork-socketmap.socket").read_text()
+    assert f"#ListenStream={path}/sock\n#SocketGroup={group}\n" in text
+    assert "ReadWritePaths" not in service["Service"]

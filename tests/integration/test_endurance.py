@@ -84,7 +84,7 @@ class House:
     def _descriptors(self) -> Counter[tuple[str, str]]:
         """Return the kinds of descriptors in the master, and in each of the workers, if these do not differ."""
         workers = self.installation.idle_workers()
-        # Those that workers keep of connections which they have served are no concern: see parking.py.
+        # Those that workers keep of connections which they have served are no concern: see descriptors.py.
         in_workers = [descriptors(worker, below=_FIRST_CONNECTION) for worker in workers]
         assert all(each == in_workers[0] for each in in_workers), in_workers
         master = descriptors(self._process.pid)
