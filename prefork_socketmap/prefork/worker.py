@@ -398,10 +398,13 @@ class Worker:
         self._descriptors.settle(connection, *place)
         self._table.begin(*place)
         has_deadline = bool(connection.stage)
+        limit = "overflowed"
         try:
             connection.store()  # before the master, or we ourselves, let others have it
+            limit = "refused"
             self._to_master.send(Kind.OFFER if is_crowded else Kind.KEEP, *place, enclosed=(connection.sock,))
-        except OSError:  # the master is away for long, or gone; or there is no room for what is to be kept
+        except OSError:  # there is no room for what is to be kept; or the master is away for long, or gone
+            self.row.increment("connections", limit)
             self._table.discard(place[0])
             self._descriptors.forget(place[0])
             return
