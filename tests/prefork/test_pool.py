@@ -38,6 +38,7 @@ from tests.serving import (
     end_of_newcomer,
     is_alive,
     kill,
+    scoreboard,
 )
 from tests.waiting import eventually
 
@@ -230,7 +231,7 @@ def test_there_is_room_again_when_a_client_has_left(serve: Serve, endpoint: str)
                 return False
 
         eventually(is_served, DEADLINE)
-        site.await_idle()
+        eventually(lambda: scoreboard(site.pid).connections == 0, DEADLINE, "the end of all connections")
 
 
 # What it costs.
