@@ -120,13 +120,12 @@ class Connections:
         let_go(place.fd)
         self.newest += 1
         self._places[got] = place._replace(fd=got, arrival=self.newest)
-        if not has_room:
+        if has_room:
+            self._board.connections = len(self)
+        else:
             self._board.increment("connections", "refused")
             self.close(got)
-            self.reserve(row)
-            return
-        self._board.connections = len(self)
-        if not is_armed:
+        if has_room and not is_armed:
             self._table.rearm(got)
         self.reserve(row)
 

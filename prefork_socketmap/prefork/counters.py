@@ -67,9 +67,15 @@ SERVER_COUNTERS = (
 """All of them, in the order in which they are stored: whoever shows counters shows these."""
 
 
+_INDEX = {(each.group, each.name): index for index, each in enumerate(SERVER_COUNTERS)}
+
+
 def server_counter(group: str, name: str) -> int:
-    """Return the index of a counter in SERVER_COUNTERS."""
-    return [(each.group, each.name) for each in SERVER_COUNTERS].index((group, name))
+    """Return the index of a counter in SERVER_COUNTERS. Raises ValueError if there is none."""
+    try:
+        return _INDEX[group, name]
+    except KeyError:
+        raise ValueError(f"{(group, name)} is not in list SERVER_COUNTERS") from None
 
 
 def label(name: str) -> bytes:
