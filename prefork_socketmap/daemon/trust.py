@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Mapping
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from prefork_socketmap.daemon.configfile import DEFAULT_MAP, Places, Settings, Table, in_file
+from prefork_socketmap.daemon.configfile import DEFAULT_MAP, Places, Settings, Table, in_file, keys_in
 from prefork_socketmap.daemon.privileges import Account
 from prefork_socketmap.settings import SettingError
 
@@ -162,7 +162,7 @@ def _files(module: str, directories: list[str]) -> Iterator[Path]:
 
 
 def _has_secret(settings: Settings) -> bool:
-    return any(_SECRET.search(key) for table in _tables(settings).values() for key in table)
+    return any(_SECRET.search(key) for key, _ in keys_in(_tables(settings).values()))
 
 
 def _is_readable_by_all(path: Path) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from prefork_socketmap.daemon import log, privileges
-from prefork_socketmap.daemon.configfile import DEFAULT_MAP, Network, Settings, Table, errors_in, in_file
+from prefork_socketmap.daemon.configfile import DEFAULT_MAP, Network, Settings, Table, errors_in, in_file, keys_in
 from prefork_socketmap.daemon.privileges import Account
 from prefork_socketmap.prefork.counters import SlotCounters
 from prefork_socketmap.prefork.plan import Plan
@@ -69,8 +69,7 @@ def build_maps(settings: Settings, run_as: Account | None, on_missing: OnMissing
 
 def _named_variables(tables: Iterable[Table]) -> list[str]:
     """Return the names of the environment variables that *tables* have their secrets from."""
-    keys = ((key, value) for table in tables for key, value in table.items())
-    return [value for key, value in keys if key.endswith("_env") and isinstance(value, str)]
+    return [value for key, value in keys_in(tables) if key.endswith("_env") and isinstance(value, str)]
 
 
 def open_maps(settings: Settings, on_missing: OnMissing | None = None) -> dict[str, Map]:

@@ -37,6 +37,7 @@ _BUILT_IN = {
     "regexp": "prefork_socketmap.maps.regexp:RegexpMap",
     "sqlite": "prefork_socketmap.maps.sqlite:SqliteMap",
     "static": "prefork_socketmap.maps.static:StaticMap",
+    "tls-policy": "prefork_socketmap.maps.tlspolicy:TlsPolicyMap",
     "unionmap": "prefork_socketmap.maps.unionmap:UnionMap",
 }
 

@@ -65,6 +65,7 @@ TABLES: dict[str, dict[str, object]] = {
     "regexp": {"path": "patterns"},
     "sqlite": {"dbpath": "database", "query": "SELECT '%s'"},
     "static": {"entries": {"key": "value"}},
+    "tls-policy": {"policy_cache": "index/policies", "resolver": [DEAD], "timeout": 1},
     "unionmap": {"maps": ["other"]},
 }
 # Those that read a file, and could tell what stands there.
