@@ -107,6 +107,7 @@ class Pool:
             child = Child(state.pid, row, generation, state.born)
             child.ready, child.leaves_by = state.ready, state.leaves_by
             child.inherited, child.horizon = state.inherited, state.horizon
+            self._connections.reserve(row)
             self.children[child.pid] = child
 
     def of(self, generation: Generation | None) -> list[Child]:
@@ -143,6 +144,7 @@ class Pool:
         for row, pid in zip(rows, pids, strict=False):
             row.pid = pid
             self.children[pid] = Child(pid, row, generation, monotonic(), inherited=newest, horizon=newest)
+            self._connections.reserve(row)
         for row in rows[len(pids) :]:
             row.end()
         for _ in pids:
