@@ -72,9 +72,9 @@ class Job:
         """Begin a job that *counters* are for."""
         self.left -= 1
         self._name[0] = counters.index
+        self._started[0] = monotonic()
         if counters.pace[0] > SLOW:
             self._before_long()
-        self._started[0] = monotonic()
 
     def end(self) -> float:
         """End the job; return how many seconds it took. Once more does no harm: an interruption may leave open
