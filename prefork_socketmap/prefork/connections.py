@@ -198,19 +198,22 @@ class Connections:
         return {row.held for row in self._board.rows()}
 
     def expire(self, keepalive_timeout: float, now: float) -> float:
-        """Close what has been silent, or in the middle of something, for too long. Return when to look again."""
+        """Close what has been silent, or in the middle of something, for too long. Return when to look again.
+
+        But not when a client has done its part, and waits for a worker.
+        """
         table, held = self._table, self._held()
         soonest = _NEVER
         for number in list(self._places):
             index = number - table.first
             deadline = table.deadlines[index]
             due = deadline or (table.since[index] + keepalive_timeout if keepalive_timeout else _NEVER)
-            if not due > now and number not in held:
-                if table.stages[index] != Stage.END:
-                    self._board.increment("connections", "timed_out" if deadline else "expired")
-                self.close(number)
-            else:
+            if due > now or number in held or (deadline and table.is_ready(number)):
                 soonest = min(soonest, due)
+                continue
+            if table.stages[index] != Stage.END:
+                self._board.increment("connections", "timed_out" if deadline else "expired")
+            self.close(number)
         return max(soonest, now + _SHORTEST_LOOK)
 
     def _make_room(self, idle_timeout: float) -> bool:

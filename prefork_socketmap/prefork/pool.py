@@ -120,6 +120,7 @@ class Pool:
         try:
             while len(rows) < number:
                 rows.append(self._shared.board.claim(generation.number))
+                self._connections.reserve(rows[-1])  # before it lives: it may serve before we go on
         finally:
             self._fork(generation, rows)  # those that there is room for
 
@@ -144,8 +145,8 @@ class Pool:
         for row, pid in zip(rows, pids, strict=False):
             row.pid = pid
             self.children[pid] = Child(pid, row, generation, monotonic(), inherited=newest, horizon=newest)
-            self._connections.reserve(row)
         for row in rows[len(pids) :]:
+            self._connections.release_reservations(row)
             row.end()
         for _ in pids:
             self._shared.board.increment("workers", "spawned")

@@ -424,9 +424,9 @@ class Worker:
             waited = monotonic() - begun
             if waited > _PATIENCE:
                 self._before_long_job()
-                if self._must_leave() or orphan.is_orphan(self._shared.lifeline.fd):
+                if orphan.is_orphan(self._shared.lifeline.fd):
                     return None
-            if waited > _LONG_PATIENCE and not self._board.count(State.IDLE, State.RESERVE):
+            if waited > _LONG_PATIENCE and (self._must_leave() or not self._board.count(State.IDLE, State.RESERVE)):
                 return None
             if connection.has_ended:
                 return None
