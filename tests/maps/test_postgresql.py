@@ -208,6 +208,12 @@ def test_behind_a_pooler_every_client_gets_its_own_answers(
         for _ in range(3):
             assert [table.lookup("secret").text for table in tables] == ["secret", "secret", "other secret"]
         assert ("sent with each lookup: prepared statement" in caplog.text) is forgets
+        # Once for each map: then it is known.
+        assert caplog.text.count("is not told the time limit of a query") == len(tables)
+        tables[0].close()
+        tables[0].open()
+        assert tables[0].lookup("secret") == Reply.ok("secret")
+        assert caplog.text.count("is not told the time limit of a query") == len(tables)
         with pytest.raises(SettingError, match=r'maps\.m\.query: column "missing" does not exist'):
             make("SELECT missing FROM alias WHERE address = '%s'", hosts=hosts).verify()
 
