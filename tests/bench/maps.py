@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 from tests.bench.backends import BACKENDS, Backend, LookUp, keys
 from tests.bench.load import Load
-from tests.bench.measure import ServerProcess, free_port
+from tests.bench.measure import ServerProcess
 from tests.bench.report import Figures, table
 from tests.bench.servers.table import MAP
+from tests.integration.servers.process import free_port
 
 LOAD = Load(8)
 
