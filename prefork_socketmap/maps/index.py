@@ -3,9 +3,10 @@
 A million entries as Python objects cost some 150 MB, and as much again in each worker, since reference counts make
 every page its own. Here they are bytes in the page cache, once, however many processes look things up.
 
-The file: a header; entries (key, NUL, value, newline); one 64-bit number for each, sorted: the CRC of the key in the
-upper half, the entry's place in the file in the lower; and a directory: for each value of the CRC's first bits where
-its numbers begin, four or so. It is written and read on the same machine, so numbers have the machine's byte order.
+The file: a header; entries (key, NUL, value, newline); and one 64-bit number for each, the key's CRC in the upper
+half, the entry's place in the file in the lower. The numbers are sorted, and stand where the CRC says, as a share of
+the room that there is for them, which is half as much again as they need: or behind those that are in the way. Zeros
+stand between them. It is written and read on the same machine, so numbers have the machine's byte order.
 
 Read with pread(2) and not through a mapping: who reads a mapped file that somebody cuts short is killed. Here it is
 an error, and so the memory of a table that has been replaced can be given back under those who still have it open.
@@ -26,10 +27,10 @@ _LARGEST = 1 << 32
 # So few that each is large enough for malloc(3) to give its room back.
 _PARTS = 32
 _USUAL = 256  # bytes of most values
-# Tag, number of entries, bits of the CRC that the directory goes by, where the numbers begin, the size of the file.
+# Tag, number of entries, where the numbers begin, how many would have room there, the size of the file.
 _HEADER = struct.Struct(f"={TAG_SIZE}sQQQQ")
 _NUMBER = 8
-_PAIR = struct.Struct("=II")
+_WINDOW = 12  # numbers, of which nearly always one is the right one
 
 
 class DamagedError(ValueError):
@@ -53,34 +54,31 @@ def write(file: BinaryIO, entries: Iterable[tuple[bytes, bytes]], tag: bytes) ->
         count += 1
         if place >= _LARGEST:
             raise ValueError("more than 4 GiB of entries")
-    bits = max(count.bit_length() - 3, 0)
-    directory = _write_numbers(file, parts, bits)
-    directory.tofile(file)
-    size = place + count * _NUMBER + len(directory) * directory.itemsize
+    slots = count + count // 2 + 1
+    size = place + _NUMBER * _write_numbers(file, parts, slots)
     file.seek(0)
-    file.write(_HEADER.pack(tag, count, bits, place, size))
+    file.write(_HEADER.pack(tag, count, place, slots, size))
     file.flush()
     return count
 
 
-def _write_numbers(file: BinaryIO, parts: list[array[int]], bits: int) -> array[int]:
-    """Write the numbers in order, emptying *parts*; return the directory."""
-    directory = array("I", bytes(4 * ((1 << bits) + 1)))
-    shift = 64 - bits
-    bucket = written = 0
+def _write_numbers(file: BinaryIO, parts: list[array[int]], slots: int) -> int:
+    """Write the numbers in order, emptying *parts*; return how long they are with the zeros between them."""
+    written = 0
     parts.reverse()
     while parts:
-        numbers = array("Q", sorted(parts.pop()))
-        for number in numbers:
-            while bucket < number >> shift:
-                bucket += 1
-                directory[bucket] = written
+        spread = array("Q")
+        for number in sorted(parts.pop()):
+            gap = ((number >> 32) * slots >> 32) - written
+            if gap > 0:
+                spread.frombytes(bytes(gap * _NUMBER))
+                written += gap
+            spread.append(number)
             written += 1
-        numbers.tofile(file)
-    while bucket < 1 << bits:
-        bucket += 1
-        directory[bucket] = written
-    return directory
+        spread.tofile(file)
+    rest = max(slots - written, 0) + _WINDOW
+    file.write(bytes(rest * _NUMBER))
+    return written + rest
 
 
 class Index:
@@ -90,10 +88,8 @@ class Index:
         self._descriptor = descriptor
         self._count = 0
         try:
-            self.tag, self._count, bits, self._numbers, size = _HEADER.unpack(self._read(0, _HEADER.size))
-            self._directory = self._numbers + self._count * _NUMBER
-            self._shift = 32 - bits
-            if bits > 32 or size != self._directory + 4 * ((1 << bits) + 1) or size != os.fstat(descriptor).st_size:
+            self.tag, self._count, self._numbers, self._slots, size = _HEADER.unpack(self._read(0, _HEADER.size))
+            if not self._numbers < size == os.fstat(descriptor).st_size or self._slots >= size:
                 raise DamagedError("is no index, or not a whole one")
         except BaseException:
             os.close(descriptor)
@@ -105,14 +101,18 @@ class Index:
     def get(self, key: bytes) -> bytes | None:
         """Return the value of *key*, or None. Raises DamagedError when the file is not what it was."""
         crc = crc32(key)
-        first, end = _PAIR.unpack(self._read(self._directory + 4 * (crc >> self._shift), _PAIR.size))
-        if not first <= end <= self._count:
-            raise DamagedError("is damaged")
-        if first < end:
-            for number in array("Q", self._read(self._numbers + first * _NUMBER, (end - first) * _NUMBER)):
-                if number >> 32 == crc and (value := self._value(number & (_LARGEST - 1), key)) is not None:
+        place = self._numbers + (crc * self._slots >> 32) * _NUMBER
+        while True:
+            window = os.pread(self._descriptor, _WINDOW * _NUMBER, place)
+            if len(window) < _WINDOW * _NUMBER:
+                raise DamagedError("has been cut short")
+            for number in array("Q", window):
+                found = number >> 32
+                if not number or found > crc:
+                    return None
+                if found == crc and (value := self._value(number & (_LARGEST - 1), key)) is not None:
                     return value
-        return None
+            place += _WINDOW * _NUMBER
 
     def _value(self, place: int, key: bytes) -> bytes | None:
         """Return the value of the entry at *place*, if its key is *key*."""

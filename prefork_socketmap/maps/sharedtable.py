@@ -39,6 +39,8 @@ _PAUSE = 5.0
 # Seconds that a reader may live: it holds the lock.
 _LONGEST = 600
 _LOWEST_PRIORITY = 19
+# Signals that end a reader. Workers ignore what is for their master.
+_ENDS = (signal.SIGALRM, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class NoTableError(Exception):
@@ -182,7 +184,8 @@ class SharedTable:
     def _be_reader(self) -> NoReturn:
         """In a process that was forked off: read, and never return."""
         try:
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            for number in _ENDS:
+                signal.signal(number, signal.SIG_DFL)
             signal.alarm(_LONGEST)
             setproctitle(f"prefork-socketmap: reader of {self._path}")
             os.nice(_LOWEST_PRIORITY)
