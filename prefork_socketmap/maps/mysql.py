@@ -22,8 +22,8 @@ from pymysql.cursors import Cursor
 
 from prefork_socketmap import settings
 from prefork_socketmap.maps import host as host_setting
-from prefork_socketmap.maps import sql
-from prefork_socketmap.maps.base import LookupFailedError
+from prefork_socketmap.maps import optionfile, sql
+from prefork_socketmap.maps.base import LookupFailedError, reason
 from prefork_socketmap.maps.host import Host
 from prefork_socketmap.maps.network import Trouble
 from prefork_socketmap.maps.secret import Secret, secret
@@ -34,6 +34,12 @@ from prefork_socketmap.socketmap.messages import Reply
 
 _PORT = 3306
 _NAME = "prefork_socketmap"
+_TLS_OPTIONS = {
+    "tls_CAfile": "ssl-ca",
+    "tls_CApath": "ssl-capath",
+    "tls_cert_file": "ssl-cert",
+    "tls_key_file": "ssl-key",
+}
 # What a server says to a client that it is about to disconnect: shutdown, KILL (MariaDB), idle too long (MySQL 8).
 # And what one says that does not know the prepared query: a proxy has put it in the place of the one that did.
 _GOODBYES = frozenset({ER.SERVER_SHUTDOWN, 1927, 4031, ER.UNKNOWN_STMT_HANDLER})
@@ -57,6 +63,11 @@ class MysqlMap(TlsSettings, sql.SqlServerMap["pymysql.Connection[Any]"]):
     """Whether a statement without a result set, such as a procedure that has selected nothing, is an error; otherwise
     it is "not found"."""
 
+    option_file = setting(settings.text, "")
+    """An option file of MySQL's clients: its ``[client]`` has what is not set here of the login and of TLS."""
+    option_group = setting(settings.text, "client")
+    """A group of it that is read as well."""
+
     errors = (pymysql.MySQLError, OSError, sql.QueryError)
 
     _takes_values: bool
@@ -65,17 +76,19 @@ class MysqlMap(TlsSettings, sql.SqlServerMap["pymysql.Connection[Any]"]):
     def __init__(self, name: str, table: Mapping[str, object], base: Path) -> None:
         super().__init__(name, table, base)
         self._password = Secret(self, "password")
+        self._take_options()
         self._tls = self.tls_context() if self.uses_tls else None
 
     def dial(self, host: str, timeout: float) -> pymysql.Connection[Any]:
         """Connect to *host* and log in."""
         address = Host.parse(host, _PORT)
+        login = self._options()
         options: dict[str, Any] = {
             "host": address.name or None,
             "port": address.port,
             "unix_socket": address.path or None,
-            "user": self.user or None,
-            "password": self._password.read(),
+            "user": self.user or login.get("user"),
+            "password": self._password.read() or login.get("password", ""),
             "database": self.dbname or None,
             "charset": "utf8mb4",
             "autocommit": True,
@@ -95,6 +108,25 @@ class MysqlMap(TlsSettings, sql.SqlServerMap["pymysql.Connection[Any]"]):
         # There is no public way to tell the two apart.
         connection._read_timeout = connection._write_timeout = self.timeout  # type: ignore[attr-defined]
         return connection
+
+    def _options(self) -> dict[str, str]:
+        """Return what the option file has now. Raises OSError."""
+        if not self.option_file:
+            return {}
+        return optionfile.read(self.base / self.option_file, {"client", self.option_group})
+
+    def _take_options(self) -> None:
+        """Take the settings of TLS from the option file. Raises SettingError when it cannot be read."""
+        if not self.option_file and self.option_group != "client":
+            raise settings.SettingError(f"maps.{self.name}.option_group", "goes with option_file only")
+        try:
+            options = self._options()
+        except OSError as error:
+            problem = f"cannot be read: {reason(error)}"
+            raise settings.SettingError(f"maps.{self.name}.option_file", problem) from None
+        for ours, theirs in _TLS_OPTIONS.items():
+            if not getattr(self, ours) and options.get(theirs):
+                setattr(self, ours, options[theirs])
 
     def prepare_query(self, connection: pymysql.Connection[Any]) -> Statement:
         """Prepare the query, in the language that the server's modes make of SQL."""

@@ -40,6 +40,8 @@ _FAILED = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE)
 # Types of parameters.
 _UNKNOWN = 0
 _TEXT = 25
+# In PgBouncer's words, which are never translated.
+_NO_OPTIONS = re.compile("unsupported startup parameter.* options")
 # SQLSTATEs: PostgreSQL's manual, appendix A.
 _INDETERMINATE = b"42P18"
 _NAME_IS_TAKEN = b"42P05"
@@ -102,13 +104,23 @@ class PostgresqlMap(sql.SqlServerMap[pq.abc.PGconn]):
     def __init__(self, name: str, table: Mapping[str, object], base: Path) -> None:
         super().__init__(name, table, base)
         self._password = Secret(self, "password")
+        self._without_options: set[str] = set()
         self._conninfo(self.hosts[0])
 
     def dial(self, host: str, timeout: float) -> pq.abc.PGconn:
         """Connect to *host* and log in."""
+        deadline = time.monotonic() + timeout
+        try:
+            return self._dial(host, deadline)
+        except _NoOptionsError as error:
+            log.info("map %s: %s is not told the time limit of a query: %s", self.name, host, error)
+            self._without_options.add(host)
+        return self._dial(host, deadline)
+
+    def _dial(self, host: str, deadline: float) -> pq.abc.PGconn:
         connection = pq.PGconn.connect_start(self._conninfo(host).encode())
         try:
-            _finish_connecting(connection, time.monotonic() + timeout)
+            _finish_connecting(connection, deadline)
             connection.nonblocking = 1
         except BaseException:
             connection.finish()
@@ -192,7 +204,7 @@ class PostgresqlMap(sql.SqlServerMap[pq.abc.PGconn]):
             "application_name": "prefork-socketmap",
             "client_encoding": "UTF8",
             # The server gives up on a slow query a little earlier than we do: then only the query is lost.
-            "options": f"-c statement_timeout={self.timeout * 900:.0f}",
+            "options": "" if host in self._without_options else f"-c statement_timeout={self.timeout * 900:.0f}",
             "dbname": self.dbname,
             "user": self.user,
             "password": self._password.read(),
@@ -216,6 +228,10 @@ class _NoAnswerError(psycopg.OperationalError):
     """The server has not answered in time."""
 
 
+class _NoOptionsError(psycopg.OperationalError):
+    """A pooler, as PgBouncer by default, admits no settings of a session: the next client would have them, too."""
+
+
 class _FatalError(psycopg.OperationalError):
     """The server has told an error, and that it ends the session."""
 
@@ -235,7 +251,8 @@ def _finish_connecting(connection: pq.abc.PGconn, deadline: float) -> None:
     status = pq.PollingStatus.WRITING
     while status != pq.PollingStatus.OK:
         if connection.status == pq.ConnStatus.BAD or status == pq.PollingStatus.FAILED:
-            raise psycopg.OperationalError(" ".join(to_text(connection.error_message).split()))
+            text = " ".join(to_text(connection.error_message).split())
+            raise (_NoOptionsError if _NO_OPTIONS.search(text) else psycopg.OperationalError)(text)
         _wait(connection, select.POLLOUT if status == pq.PollingStatus.WRITING else select.POLLIN, deadline)
         status = pq.PollingStatus(connection.connect_poll())
 
