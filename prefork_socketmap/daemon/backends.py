@@ -65,7 +65,8 @@ _TIMES = 8 * MAX_SLOTS
 _USED, _OPENED, _WANTED, _WAITING = 0, _TIMES, 2 * _TIMES, 3 * _TIMES
 _HELD = _WAITING + 8 * _MAX_WORKERS
 _BACKEND_SIZE = _HELD + _MAX_WORKERS
-_PRIVATE_SIZE = _BACKENDS + MAX_BACKENDS * _BACKEND_SIZE
+_LACKING = _BACKENDS + MAX_BACKENDS * _BACKEND_SIZE  # a byte for each worker
+_PRIVATE_SIZE = _LACKING + _MAX_WORKERS
 
 # Bytes that locks stand for.
 _LOCKS = 1 << 40
@@ -80,6 +81,7 @@ _PATIENCE = 0.1  # how long somebody who was asked for a connection has to answe
 _BREATH = 0.01  # so long a server may take to notice that a connection has been closed, before there is another one
 _COURTESY = 0.05  # how long a free slot is left to those who have waited longer
 _LOOK_FIRST, _LOOK_LATER = 0.002, 0.02  # how often the first one who waits looks for a slot, and how often the rest
+_ROUND = 0.003  # a call that comes back within this time has found nobody else
 _LOOK = 0.1  # how often it is looked whether those who hold workers are still alive
 _ATTEMPTS, _MOMENT = 200, 0.005  # to register a backend, while others do so, and how long between two
 
@@ -89,7 +91,7 @@ DESCRIPTORS = ("backends", "backends_private")
 """Names under which an upgrade hands the two on."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Memory:
     """The two pieces of memory, by their descriptors. The board is mapped before the fork, for all."""
 
@@ -97,6 +99,8 @@ class Memory:
     private: int
     path: Path | None
     mapped: memoryview
+    worker: WorkerBackends | None = None
+    """In a worker: what it has of it."""
 
     @classmethod
     def make(cls, path: Path | None = None) -> Self:
@@ -129,12 +133,18 @@ class Memory:
         """Return the descriptors, for an upgrade."""
         return dict(zip(DESCRIPTORS, (self.board, self.private), strict=True))
 
-    def leave_to_worker(self) -> None:
-        """In a worker: give up the board's descriptor.
+    def leave_to_worker(self, workers: int) -> WorkerBackends:
+        """In a worker, one of so many that there may be: return what it has, and give up the board's descriptor.
 
         A file that has a name cannot be sealed: code of a map could cut it off, which would kill all who have it.
         """
         os.close(self.board)
+        self.worker = WorkerBackends(self, workers)
+        return self.worker
+
+    def defers(self, reserve: int) -> bool:
+        """In one of *reserve* workers that wait to be called: whether to leave a call to another one."""
+        return self.worker is not None and self.worker.defers(reserve)
 
     def remove(self) -> None:
         """Remove the file, if it has a name. The memory goes with its last user."""
@@ -154,6 +164,8 @@ class WorkerBackends:
         self.workers = workers
         self._alarm: Alarm | None = None
         self._rows: set[int] = set()
+        self._lacks = False
+        self._deferred = 0.0
 
     @cached_property
     def links(self) -> Links:
@@ -221,6 +233,7 @@ class WorkerBackends:
             number = (begin + offset) % self.span
             if self.locks.take(_WORKERS + number):
                 break
+        self.private[_LACKING + number] = 0
         # If all are taken, by more workers than there may be, the last one.
         for row in range(MAX_BACKENDS):
             if self._digest(row) != bytes(_DIGEST_SIZE):
@@ -230,6 +243,26 @@ class WorkerBackends:
                 begin += _WAITING + 8 * number
                 self.private[begin : begin + 8] = bytes(8)
         return number
+
+    def note_lack(self, lacks: bool) -> None:
+        """Note whether this process has been left without a connection that others of its kind have."""
+        if lacks is not self._lacks:
+            self._lacks = lacks
+            self.private[_LACKING + self.number] = lacks
+
+    def defers(self, reserve: int) -> bool:
+        """Whether, of *reserve* workers that wait, another one has what this one lacks.
+
+        Where there are more workers than connections, those who have one shall do the work: otherwise connections
+        would go round among them as the calls do, and most of the time be closed and opened.
+        """
+        if not self._lacks:
+            return False
+        # Not all of those who lack it wait, and some may have been killed: so there is one, if there seems to be. But
+        # it may have been stopped, and then the call comes back at once.
+        before, self._deferred = self._deferred, monotonic()
+        comes_back = self._deferred < before + _ROUND
+        return not comes_back and reserve > self.private[_LACKING : _LACKING + self.span].tobytes().count(1)
 
     def is_alive(self, number: int) -> bool:
         """Whether there is a worker with *number*."""
@@ -375,6 +408,7 @@ class SharedStanding:
         return _is_recent(self.opened[index], now) or now - _BREATH < self.used[index] <= now
 
     def _slot(self, index: int, now: float) -> SharedSlot:
+        self._worker.note_lack(False)
         self._own.add(index)
         self.opened[index] = self.used[index] = now
         self.wanted[index] = 0.0
@@ -397,6 +431,10 @@ class SharedStanding:
         self._own.discard(index)
         self._locks.free(_lock(self._row, _SLOTS + index))
 
+    def note_lack(self) -> None:
+        """Note that this process has given up its connection for another one."""
+        self._worker.note_lack(True)
+
     def serves_others(self) -> bool:
         """Whether other processes have connections there, and used one just now."""
         now = monotonic()
@@ -410,6 +448,7 @@ class SharedStanding:
         """
         now = monotonic()
         if not self._waits_since:
+            self._worker.note_lack(True)
             self._waits_since = self._waiting[self._number] = now
         if now >= self._next_request:
             self._next_request = now + _PATIENCE
@@ -461,6 +500,8 @@ class SharedSlot:
 
     def free(self) -> None:
         """Let another process have it."""
+        if self.is_wanted():
+            self._standing.note_lack()
         self._standing.free_slot(self._index)
 
 

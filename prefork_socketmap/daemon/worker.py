@@ -34,6 +34,7 @@ def plan(settings: Settings, memory: Memory) -> Plan:
         endpoints=settings.endpoints,
         limits=settings.config,
         start=functools.partial(_start, settings, memory),
+        defers=memory.defers,
         names=counter_names(settings.maps, has_default=settings.default_map is not None),
         source=str(settings.path),
         allow=functools.lru_cache(maxsize=1024)(functools.partial(is_allowed, settings.allow)),
@@ -93,14 +94,14 @@ def open_maps(
 
 
 def _start(settings: Settings, memory: Memory, counters: SlotCounters) -> Service:
-    memory.leave_to_worker()
+    backends = memory.leave_to_worker(settings.config.process_limit)
     log.set_up("worker", settings.log)
 
     def log_missing(error: MissingLibraryError) -> None:
         problem = "%s; every lookup in this map fails"
         logger.error(problem, in_file(settings.path, error), extra={"map": error.key})
 
-    maps = open_maps(settings, log_missing, WorkerBackends(memory, settings.config.process_limit))
+    maps = open_maps(settings, log_missing, backends)
     for name, each in maps.items():
         if each.cache is not None:
             each.cache.count_in(counters[ANY_OTHER_MAP if name == DEFAULT_MAP else name].extras)

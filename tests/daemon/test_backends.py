@@ -69,6 +69,9 @@ class Worker:
     def enter(self, share: float) -> bool:
         return self.link.standing.enter(share)
 
+    def defers(self, reserve: int) -> bool:
+        return self.backends.defers(reserve)
+
     def serves_others(self) -> bool:
         return self.link.standing.serves_others()
 
@@ -268,6 +271,39 @@ def test_a_connection_that_nobody_uses_is_closed(start: StartPeer, memory: Memor
     # It is told nothing more: a timer wakes it.
     eventually(lambda: [each.connections for each in read(memory)] == [0], within=DEADLINE)
     assert not peer("has_connection")
+
+
+@pytest.mark.usefixtures("without_rest")
+def test_a_worker_without_a_connection_leaves_calls_to_those_that_have_one(start: StartPeer) -> None:
+    holder, other = start(), start()
+    assert holder("connect", 1)
+    assert not other("connect", 1)
+    assert not other("defers", 2)  # nobody has asked it for any
+    other("ask_for_slot", 1)
+    # It has one, or the holder still has; whoever has not is the one that defers, while another one is there.
+    wait_until_connected(other, 1)
+    assert (holder("defers", 2), other("defers", 2)) == (True, False)
+    assert not holder("defers", 1)
+
+
+def test_a_call_that_comes_back_is_taken(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = WorkerBackends(memory, 8)
+    worker.note_lack(True)
+    now = time.monotonic()
+    monkeypatch.setattr(backends, "monotonic", lambda: now)
+    assert [worker.defers(5) for _ in range(2)] == [True, False]
+    now += backends._ROUND
+    assert worker.defers(5)
+
+
+@pytest.mark.usefixtures("without_rest")
+def test_who_gets_a_connection_again_leaves_calls_to_nobody(start: StartPeer) -> None:
+    holder, other = start(), start()
+    assert holder("connect", 1)
+    wait_until_connected(other, 1)
+    other.kill()
+    wait_until_connected(holder, 1)
+    assert not holder("defers", 2)
 
 
 # Who is held by lookups.
