@@ -115,10 +115,14 @@ class Memory:
         new = path.with_name(path.name + ".new")
         new.unlink(missing_ok=True)
         board = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        os.fchmod(board, 0o644)
-        os.posix_fallocate(board, 0, _BOARD_SIZE)  # a store where the disk has no room would kill a worker
-        os.pwrite(board, header, 0)
-        new.replace(path)
+        try:
+            os.fchmod(board, 0o644)
+            os.posix_fallocate(board, 0, _BOARD_SIZE)  # a store where the disk has no room would kill a worker
+            os.pwrite(board, header, 0)
+            new.replace(path)
+        except OSError as error:
+            new.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(path)) from error
         return cls(board, private, path, view(board, _BOARD_SIZE))
 
     @classmethod

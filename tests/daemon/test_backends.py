@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import multiprocessing
 import os
 import random
@@ -440,6 +441,18 @@ def test_an_upgrade_goes_on_with_what_is_known(memory: Memory, start: StartPeer)
     worker = Worker(successor, 8)
     assert worker.link.health.cells.since[0] > 0
     assert memory.descriptors().keys() == set(backends.DESCRIPTORS)
+
+
+def test_a_board_that_the_disk_has_no_room_for_is_named_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(fd: int, begin: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", fill)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/backends'"):
+        Memory.make(tmp_path / "backends")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_memory_of_another_layout_is_not_used(memory: Memory) -> None:
