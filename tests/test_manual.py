@@ -23,6 +23,7 @@ import pytest
 import prefork_socketmap
 from prefork_socketmap import Config, client, settings
 from prefork_socketmap.daemon import asjson, cli, configfile, prometheus
+from prefork_socketmap.daemon.backends import BackendReport
 from prefork_socketmap.daemon.report import CacheReport, Counters, Finding, MapReport, Report, WorkerReport
 from prefork_socketmap.maps import registry
 from prefork_socketmap.maps.base import Map
@@ -254,7 +255,9 @@ def a_finding() -> Finding:
         events.setdefault(group, {})[name] = 1
     counters = Counters(endings=[1, *[0] * 7], seconds=1.0, worst=1.0, buckets=[1, *[0] * 27])
     worker = WorkerReport(0, 2, 1, "busy", 0.0, "map", 0.5, "local", counters)
-    report = Report(1, 0.0, 1, 1, 1, events, [MapReport("map", counters, CacheReport(1, 1, 1, 1))], [worker])
+    backend = BackendReport("redis 127.0.0.1:6379", 1, 1.0)
+    maps = [MapReport("map", counters, CacheReport(1, 1, 1, 1))]
+    report = Report(1, 0.0, 1, 1, 1, events, maps, [worker], [backend])
     return Finding(0, "running", 1, report, "a problem")
 
 
@@ -267,7 +270,7 @@ def keys_of(value: object) -> Iterator[str]:
         for key, each in value.items():
             yield key
             if key not in ("states", "replies"):
-                yield from keys_of(list(each.values()) if key == "maps" else each)
+                yield from keys_of(list(each.values()) if key in ("maps", "backends") else each)
 
 
 def documented_words(text: str) -> set[str]:

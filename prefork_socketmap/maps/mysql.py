@@ -11,6 +11,7 @@ statement that travels in the same packet.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,11 @@ class MysqlMap(TlsSettings, sql.SqlServerMap["pymysql.Connection[Any]"]):
     """A group of it that is read as well."""
 
     errors = (pymysql.MySQLError, OSError, sql.QueryError)
+    account = ("user", "password", "password_file", "password_env")
+    of_the_query = ("query", "require_result_set")
 
+    _name: str
+    """Of the statement."""
     _takes_values: bool
     """Whether EXECUTE takes other values than variables."""
 
@@ -135,7 +140,9 @@ class MysqlMap(TlsSettings, sql.SqlServerMap["pymysql.Connection[Any]"]):
             ((modes,),) = cursor.fetchall()
             dialect = MYSQL["ANSI_QUOTES" in modes.split(","), "NO_BACKSLASH_ESCAPES" not in modes.split(",")]
             statement = sql.statement(self.query, dialect)
-            cursor.execute(f"PREPARE {_NAME} FROM %s", [statement.text])
+            # Maps that share the connection have statements of their own.
+            self._name = f"{_NAME}_{zlib.crc32(statement.text.encode()):x}"
+            cursor.execute(f"PREPARE {self._name} FROM %s", [statement.text])
             self._takes_values = _takes_values(cursor)
         return statement
 
@@ -144,19 +151,26 @@ class MysqlMap(TlsSettings, sql.SqlServerMap["pymysql.Connection[Any]"]):
         # Closing the cursor reads what else a procedure returns.
         with connection.cursor() as cursor:
             if not values:
-                cursor.execute(f"EXECUTE {_NAME}")
+                cursor.execute(f"EXECUTE {self._name}")
             elif self._takes_values:
-                cursor.execute(f"EXECUTE {_NAME} USING {','.join(map(_hexadecimal, values))}")
+                cursor.execute(f"EXECUTE {self._name} USING {','.join(map(_hexadecimal, values))}")
             else:
                 names = [f"@{_NAME}{number}" for number in range(len(values))]
                 assignments = ",".join(
                     f"{name}={_hexadecimal(value)}" for name, value in zip(names, values, strict=True)
                 )
-                cursor.execute(f"SET {assignments};EXECUTE {_NAME} USING {','.join(names)}")
+                cursor.execute(f"SET {assignments};EXECUTE {self._name} USING {','.join(names)}")
                 cursor.nextset()
             if cursor.description is None and self.require_result_set:
                 raise LookupFailedError(Reply.temp_fail(f"map {self.name}: the query has no result set"))
             return sql.values(cursor.fetchall())
+
+    def server_limit(self, connection: pymysql.Connection[Any]) -> int | None:
+        """Return ``max_connections``."""
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT @@max_connections")
+            ((limit,),) = cursor.fetchall()
+        return int(limit)
 
     def words(self, error: Exception) -> str:
         """Return what the server said, with the number of the error behind it."""

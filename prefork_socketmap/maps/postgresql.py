@@ -94,6 +94,8 @@ class PostgresqlMap(sql.SqlServerMap[pq.abc.PGconn]):
     """The statement; parts of the key are bound as its parameters."""
 
     errors = (psycopg.Error, OSError, sql.QueryError)
+    account = ("user", "password", "password_file", "password_env")
+    of_the_query = ("query",)
 
     _is_named: bool
     """Whether the server keeps the statement; otherwise each lookup sends it."""
@@ -186,6 +188,16 @@ class PostgresqlMap(sql.SqlServerMap[pq.abc.PGconn]):
     def _send_it_whole(self, result: pq.abc.PGresult) -> None:
         log.info("map %s: from now on the query is sent with each lookup: %s", self.name, _text(result))
         self._is_named = False
+
+    def server_limit(self, connection: pq.abc.PGconn) -> int | None:
+        """Return ``max_connections`` without those that superusers have for themselves."""
+        connection.send_query(
+            b"SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
+        )
+        result = _result(connection, time.monotonic() + self.timeout)
+        if result.status in _FAILED:
+            raise _error(result)
+        return int(result.get_value(0, 0) or 0)
 
     def hang_up(self, connection: pq.abc.PGconn) -> None:
         """Say goodbye, if the server still listens, and close."""

@@ -155,7 +155,7 @@ class Worker:
         self._descriptors.forget_the_gone()
         self._set_title("idle")
         self.row.set_state(State.RESERVE)
-        if self._duty.wait_in_reserve():
+        if self._duty.wait_in_reserve(self._plan.defers):
             self._serve_on_duty()
         else:
             self._leaving = True

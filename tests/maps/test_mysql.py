@@ -139,7 +139,7 @@ def test_a_prepared_query_that_is_not_there_any_more_is_prepared_again(make: Mak
     # As behind a proxy that has put another connection to the server in the place of the one that has it.
     assert isinstance(table, MysqlMap)
     with table.connect_now().cursor() as cursor:
-        cursor.execute(f"DEALLOCATE PREPARE {mysql._NAME}")
+        cursor.execute(f"DEALLOCATE PREPARE {table._name}")
     assert table.lookup("secret") == Reply.ok("secret")
 
 
