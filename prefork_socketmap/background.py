@@ -40,7 +40,9 @@ def raise_if_refused(problem: str | None) -> None:
 
 
 class BackgroundMaster:
-    """A running master process. ``endpoints`` is where it listens."""
+    """A running master process. ``endpoints`` is where it listens, ``pid`` is 0 when it is gone."""
+
+    pid: int
 
     def __init__(self, make_master: MakeMaster) -> None:
         """Fork and wait until the server answers. Raises what keeps it from that: ListenError, or StartError."""
