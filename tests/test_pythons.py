@@ -27,7 +27,8 @@ from prefork_socketmap import Config, Server
 from prefork_socketmap.client import LookupTimeout, SocketmapClient, TempFail
 
 def served(server, endpoint):
-    thread = threading.Thread(target=server.serve_forever if sys.argv[1] == "serve_forever" else server.start)
+    serve = server.serve_forever if sys.argv[1] == "serve_forever" else server.start
+    thread = threading.Thread(target=serve, daemon=True)  # a failure is not to wait for its end
     thread.start()
     if sys.argv[1] == "start":
         thread.join()
