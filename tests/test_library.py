@@ -399,7 +399,7 @@ def test_on_worker_stop_runs_in_each_worker_that_leaves_the_last_first(server: S
     with serving(server) as client:
         one = client.lookup("who", "")
         server.reload()
-        assert eventually(lambda: (tmp_path / str(one)).read_text().split()[1:] and "both", DEADLINE) == "both"
+        await_end(int(str(one)))
         other = client.lookup("who", "")
     assert [(tmp_path / str(pid)).read_text() for pid in (one, other)] == ["last first "] * 2
 

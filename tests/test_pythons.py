@@ -1,7 +1,7 @@
 """Serving in a thread, on every Python that is found: each forks and handles signals in its own way.
 
 Found are those on PATH, by the names ``python3.11`` and so on and ``pypy3``, and those that the environment variable
-``PYTHONS`` names, separated by colons. The first of them is the one that runs the tests.
+``PYTHONS`` names, separated by colons, and those of pyenv. The first of them is the one that runs the tests.
 """
 
 from __future__ import annotations
@@ -80,8 +80,19 @@ def found() -> list[str]:
     """Return the paths of all Pythons that can be started, the one that runs us first."""
     named = [path for path in os.environ.get("PYTHONS", "").split(":") if path]
     on_path = [shutil.which(name) for name in (*(f"python3.{minor}" for minor in range(12, 30)), "pypy3")]
-    others = [path for path in (*named, *on_path) if path and path != sys.executable and _starts(path)]
-    return [sys.executable, *dict.fromkeys(others)]
+    others = [path for path in (*named, *on_path, *_of_pyenv()) if path and path != sys.executable and _starts(path)]
+    different = {
+        Path(path).resolve(): path for path in others if Path(path).resolve() != Path(sys.executable).resolve()
+    }
+    return [sys.executable, *different.values()]
+
+
+def _of_pyenv() -> list[str]:
+    """Return the Pythons that pyenv has: those on PATH do not start where none has been chosen."""
+    if not (pyenv := shutil.which("pyenv")):
+        return []
+    root = subprocess.run([pyenv, "root"], capture_output=True, text=True, check=True).stdout.strip()
+    return [str(path) for path in sorted(Path(root).glob("versions/3.*/bin/python3"))]
 
 
 def _starts(path: str) -> bool:
