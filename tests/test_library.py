@@ -7,6 +7,7 @@ import inspect
 import io
 import os
 import pydoc
+import signal
 import socket
 import threading
 import tomllib
@@ -378,6 +379,12 @@ def test_a_server_that_is_stopped_leaves_nobody_waiting_for_new_workers(
     server.shutdown(DEADLINE)
     thread.join(DEADLINE)
     assert "stopped before it had new workers" in str(errors[0])
+
+
+def test_a_worker_starts_whatever_its_code_has_done_to_signals(server: Server) -> None:
+    server.on_worker_start(lambda: signal.signal(signal.SIGUSR2, signal.SIG_DFL))
+    with serving(server) as client:
+        assert client.lookup("map", "key") == "ok"
 
 
 # The end of workers.

@@ -120,11 +120,12 @@ class Worker:
         self.job = Job(row.job_cells(), use, self._before_long_job)
         self._cells = row.cells()
         self._signals.enter_child(self._signal_handlers)
+        handlers_run = interruption.handlers_run(signal.SIGUSR2, self._signal_handlers)
         self._set_title("starting")
         counters = self._board.open_counters(row.slot, self._labels)
         self._board.leave_to_child()  # now: what follows is somebody else's code
         self._handler = self._plan.start(counters)
-        if not interruption.handlers_run(signal.SIGUSR2, self._signal_handlers):
+        if not handlers_run:
             self._interrupter = interruption.Interrupter(signal.SIGUSR2, self._on_interrupt)
         orphan.ask_for_signal(signal.SIGUSR2)
         # What is there now stays: the collector need not look at it again, nor copy the master's pages to do so.
