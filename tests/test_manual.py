@@ -32,6 +32,7 @@ from prefork_socketmap.maps.setting import Setting, declared
 from prefork_socketmap.maps.tls import TlsSettings
 from prefork_socketmap.maps.watched import WatchedFileMap
 from prefork_socketmap.prefork.counters import SERVER_COUNTERS
+from prefork_socketmap.socketmap import messages, netstring
 
 MAN = Path(__file__).parent.parent / "man"
 PAGES = sorted(MAN.glob("*.[1-9]"))
@@ -340,6 +341,28 @@ def test_the_client_s_exceptions_are_documented() -> None:
     text = LIBRARY.read_text()
     assert raised
     assert [name for name in raised if name not in text] == []
+
+
+def test_every_example_is_named_and_no_other() -> None:
+    named = set(re.findall(r"^\.It Pa (\w+\.py)$", LIBRARY.read_text(), flags=re.MULTILINE))
+    assert named == {path.name for path in (MAN.parent / "etc" / "examples").glob("*.py")}
+
+
+def test_the_server_of_asyncio_is_the_example_that_is_tested() -> None:
+    (shown,) = [text for text in displays(LIBRARY.read_text()) if "asyncio.start_server" in text]
+    lines, example = shown.splitlines(), (MAN.parent / "etc" / "examples" / "asyncio_server.py").read_text()
+    code = lines[: lines.index("async def main():")]
+    assert [line for line in code if line not in example.splitlines()] == []
+    compile(shown, "manual", "exec")
+
+
+def test_every_public_name_of_the_codec_is_documented() -> None:
+    text = sections(LIBRARY)["The codec"]
+    names = {
+        name for name, value in vars(netstring).items() if getattr(value, "__module__", "") == netstring.__name__
+    }
+    names |= {error for error, value in vars(messages).items() if error.endswith("Error") and isinstance(value, type)}
+    assert {name for name in names if not name.startswith("_") and not re.search(rf"\b{name}\b", text)} == set()
 
 
 # All pages.

@@ -113,13 +113,13 @@ class PostgresqlMap(sql.SqlServerMap[pq.abc.PGconn]):
         """Connect to *host* and log in."""
         deadline = time.monotonic() + timeout
         try:
-            return self._dial(host, deadline)
+            return self._log_in(host, deadline)
         except _NoOptionsError as error:
             log.info("map %s: %s is not told the time limit of a query: %s", self.name, host, error)
             self._without_options.add(host)
-        return self._dial(host, deadline)
+        return self._log_in(host, deadline)
 
-    def _dial(self, host: str, deadline: float) -> pq.abc.PGconn:
+    def _log_in(self, host: str, deadline: float) -> pq.abc.PGconn:
         connection = pq.PGconn.connect_start(self._conninfo(host).encode())
         try:
             _finish_connecting(connection, deadline)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import logging
 import os
 import select
@@ -21,7 +20,7 @@ from types import FrameType
 
 from setproctitle import setproctitle
 
-from prefork_socketmap.prefork import orphan
+from prefork_socketmap.prefork import interruption, orphan
 from prefork_socketmap.prefork.channel import Given, Kind
 from prefork_socketmap.prefork.connection import Connection, Handler, Job, reset
 from prefork_socketmap.prefork.descriptors import Descriptors
@@ -29,7 +28,7 @@ from prefork_socketmap.prefork.duty import PLACES
 from prefork_socketmap.prefork.generation import Generation
 from prefork_socketmap.prefork.listener import Listener
 from prefork_socketmap.prefork.scoreboard import RESERVATIONS, RETIRED, SLOW, STOPPING, WATCHED, Cells, Row, State
-from prefork_socketmap.prefork.shared import Shared
+from prefork_socketmap.prefork.shared import Shared, freeze
 from prefork_socketmap.prefork.signals import Handler as SignalHandler
 from prefork_socketmap.prefork.signals import Signals
 from prefork_socketmap.settings import SettingError
@@ -108,6 +107,7 @@ class Worker:
             return 1
         try:
             self._work()
+            self._plan.stop()
         except Exception:
             log.exception("the worker gives up")
             return 1
@@ -120,13 +120,16 @@ class Worker:
         self.job = Job(row.job_cells(), use, self._before_long_job)
         self._cells = row.cells()
         self._signals.enter_child(self._signal_handlers)
+        handlers_run = interruption.handlers_run(signal.SIGUSR2, self._signal_handlers)
         self._set_title("starting")
         counters = self._board.open_counters(row.slot, self._labels)
         self._board.leave_to_child()  # now: what follows is somebody else's code
         self._handler = self._plan.start(counters)
+        if not handlers_run:
+            self._interrupter = interruption.Interrupter(signal.SIGUSR2, self._on_interrupt)
         orphan.ask_for_signal(signal.SIGUSR2)
         # What is there now stays: the collector need not look at it again, nor copy the master's pages to do so.
-        gc.freeze()
+        freeze()
         self._set_title("idle")
 
     def _say_ready(self) -> None:
