@@ -22,6 +22,7 @@ from prefork_socketmap import Config, Endpoint, ListenError, Reply, Server, Sett
 from prefork_socketmap.client import LookupTimeout, SocketmapClient, TempFail
 from prefork_socketmap.socketmap.netstring import Decoder
 from prefork_socketmap.testing import serve_socketmap, serving
+from tests.integration.servers.process import free_port
 from tests.serving import DEADLINE, Client, Gate, await_end, children, kill, say_ok
 from tests.waiting import eventually
 
@@ -64,7 +65,7 @@ def in_thread(server: Server) -> Iterator[InThread]:
 def bound() -> Iterator[socket.socket]:
     """A socket that is bound to a free port, and does not listen."""
     with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
+        sock.bind(("127.0.0.1", free_port()))
         yield sock
 
 
@@ -214,7 +215,7 @@ def test_a_server_keeps_no_descriptor_of_what_it_has_served(server: Server, boun
 def test_an_address_that_could_not_be_bound_is_forgotten(
     server: Server, in_thread: InThread, directory: Path
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as busy:
+    with socket.create_server(("127.0.0.1", free_port())) as busy:
         address = f"127.0.0.1:{busy.getsockname()[1]}"
         for _ in range(2):
             with pytest.raises(ListenError, match=address):

@@ -329,7 +329,7 @@ def slammed_port() -> Iterator[tuple[int, list[float]]]:
                 listener.accept()[0].close()
                 attempts.append(time.monotonic())
 
-    with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
+    with socket.create_server(("127.0.0.1", free_port()), backlog=512) as listener:
         thread = threading.Thread(target=serve, args=[listener])
         thread.start()
         yield listener.getsockname()[1], attempts
