@@ -537,8 +537,9 @@ def test_a_server_is_served_on_a_free_port_for_a_test(
 
 
 def test_nothing_of_a_server_is_left_after_a_test(server: Server) -> None:
+    before = children(os.getpid())  # of other tests, in a run of all
     with serving(server):
-        [master] = children(os.getpid())
+        [master] = set(children(os.getpid())) - {*before}
         workers = children(master)
         assert workers
     await_end(master, *workers)

@@ -88,11 +88,11 @@ def table() -> Iterator[Table]:
     server.stop()
 
 
-def configure(installation: Installation, table: Table, text: str = CONFIGURATION) -> None:
+def configure(installation: Installation, table: Table, text: str = CONFIGURATION, limits: str = "") -> None:
     """Use the manual's configuration."""
     port = table.server_address[1]
     assert "5001" in text
-    installation.configure(maps=text.replace("5001", str(port)))
+    installation.configure(limits, maps=text.replace("5001", str(port)))
 
 
 def test_the_type_has_no_more_lines_than_its_promise() -> None:
@@ -121,7 +121,8 @@ def test_the_type_is_served_as_native_postfix_has_it(
 def test_cache_and_health_are_there_without_a_line_for_them(
     installation: Installation, environment: dict[str, str], table: Table
 ) -> None:
-    configure(installation, table, CONFIGURATION.replace('"1m"', "0.01"))
+    # One worker: each remembers for itself.
+    configure(installation, table, CONFIGURATION.replace('"1m"', "0.01"), "process_limit = 1")
     installation.start(env=environment)
     with SocketmapClient(installation.endpoint) as client:
         assert client.lookup("aliases", "info@example.com") == "staff members@example.net"
