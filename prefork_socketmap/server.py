@@ -148,7 +148,7 @@ class Server:
         it, served or not. While the server serves none can be added. Raises SettingError for a text that is no
         endpoint, ValueError for a socket that cannot be served, TypeError for anything else.
         """
-        if isinstance(endpoint, socket.socket) or (isinstance(endpoint, int) and not isinstance(endpoint, bool)):
+        if usage.is_socket(endpoint):
             self._add_socket(endpoint)
             return
         if isinstance(endpoint, str):
@@ -186,7 +186,7 @@ class Server:
 
     def serve(self, sock: socket.socket | int) -> None:
         """Serve on *sock*, a bound or listening socket or its descriptor, until stopped; see ``listen``."""
-        if not isinstance(sock, socket.socket | int) or isinstance(sock, bool):
+        if not usage.is_socket(sock):
             usage.wrong_type("sock", sock, "a socket or its descriptor")
         with usage.bound_socket(sock) as bound:
             self._serve(sockets=[bound])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from typing import NoReturn
+from typing import NoReturn, TypeGuard
 
 from prefork_socketmap.settings import shown
 
@@ -37,6 +37,11 @@ def check_function(function: object, *parameters: str) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 - of an object, not whether there is one
     )
+
+
+def is_socket(found: object) -> TypeGuard[socket.socket | int]:
+    """Whether *found* is a socket, or what may be a descriptor."""
+    return isinstance(found, socket.socket | int) and not isinstance(found, bool)
 
 
 def bound_socket(found: socket.socket | int) -> socket.socket:

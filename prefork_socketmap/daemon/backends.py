@@ -32,6 +32,7 @@ from time import monotonic, sleep
 from types import FrameType
 from typing import TYPE_CHECKING, Self
 
+from prefork_socketmap.daemon import newfile, recordlock
 from prefork_socketmap.prefork.shared import create_memory, view
 from prefork_socketmap.socketmap.messages import printable
 
@@ -85,8 +86,6 @@ _ROUND = 0.003  # a call that comes back within this time has found nobody else
 _LOOK = 0.1  # how often it is looked whether those who hold workers are still alive
 _ATTEMPTS, _MOMENT = 200, 0.005  # to register a backend, while others do so, and how long between two
 
-_FLOCK = struct.Struct("@hhqqi4x")
-
 DESCRIPTORS = ("backends", "backends_private")
 """Names under which an upgrade hands the two on."""
 
@@ -112,17 +111,9 @@ class Memory:
             board = create_memory("backends", _BOARD_SIZE)
             os.pwrite(board, header, 0)
             return cls(board, private, None, view(board, _BOARD_SIZE))
-        new = path.with_name(path.name + ".new")
-        new.unlink(missing_ok=True)
-        board = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        try:
-            os.fchmod(board, 0o644)
+        with newfile.in_place_of(path) as board:
             os.posix_fallocate(board, 0, _BOARD_SIZE)  # a store where the disk has no room would kill a worker
             os.pwrite(board, header, 0)
-            new.replace(path)
-        except OSError as error:
-            new.unlink(missing_ok=True)
-            raise OSError(error.errno, error.strerror, str(path)) from error
         return cls(board, private, path, view(board, _BOARD_SIZE))
 
     @classmethod
@@ -270,7 +261,7 @@ class WorkerBackends:
 
     def is_alive(self, number: int) -> bool:
         """Whether there is a worker with *number*."""
-        return number == self.number or self.locks.holder(_WORKERS + number) != 0
+        return number == self.number or self.locks.holder(_WORKERS + number) is not None
 
     def _registered(self, digest: bytes, label: str) -> int | None:
         """Return the row of a backend, which is new perhaps; None when there is none to be had."""
@@ -476,7 +467,7 @@ class SharedStanding:
         """Ask the process that has the slot *index*, if there is one."""
         lock = _lock(self._row, _SLOTS + index)
         pid = self._locks.holder(lock)  # the kernel says so: what stands in memory may be a stranger's
-        if not pid:
+        if pid is None:
             return True  # it is free by now
         with contextlib.suppress(OSError):
             pidfd = os.pidfd_open(pid)
@@ -529,11 +520,9 @@ class Locks:
         """Give a lock back."""
         fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, place)
 
-    def holder(self, place: int) -> int:
-        """Return the pid of another process that has the lock; 0: none has."""
-        wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, place, 1, 0)
-        kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(self._fd, fcntl.F_GETLK, wanted))
-        return 0 if kind == fcntl.F_UNLCK else pid
+    def holder(self, place: int) -> int | None:
+        """Return the pid of another process that has the lock; None: none has."""
+        return recordlock.holder(self._fd, place, 1)
 
 
 def _lock(row: int, which: int) -> int:

@@ -238,8 +238,7 @@ class NetworkMap(Map, Generic[C]):
         except BaseException:
             link.drop()
             raise
-        if link.health.cells.trouble[0]:
-            link.health.note_whole_answer()
+        self._note_whole_answer(link)
         return values
 
     def _note_whole_answer(self, link: Link[C]) -> None:

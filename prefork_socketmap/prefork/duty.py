@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from prefork_socketmap.prefork.scoreboard import Row, Scoreboard, State
-from prefork_socketmap.prefork.shared import give, make_semaphore, take
+from prefork_socketmap.prefork.shared import give, is_ready, make_semaphore, take
 from prefork_socketmap.prefork.table import ConnectionTable
 
 _HELD_UP = 0.004  # seconds; less, and a machine that is busy makes every worker look like that
@@ -130,9 +130,7 @@ class Duty:
 
     def is_meddled_with(self) -> bool:
         """Whether all workers of the generation, which serves, have been told to leave."""
-        poll = select.poll()
-        poll.register(self.gong, select.POLLIN)
-        return bool(poll.poll(0))
+        return is_ready(self.gong)
 
     def recall_dismissals(self, most: int) -> bool:
         """Take back what nobody has heard yet, up to *most*; return whether that was all."""

@@ -8,6 +8,7 @@ import fcntl
 import gc
 import mmap
 import os
+import select
 import socket
 import sys
 import weakref
@@ -73,6 +74,13 @@ def let_go(fd: int) -> None:
         _libc.setsockopt(fd, socket.SOL_SOCKET, socket.SO_LINGER, ctypes.byref(_Linger()), size)
     with contextlib.suppress(OSError):
         os.close(fd)
+
+
+def is_ready(fd: int, events: int = select.POLLIN, milliseconds: float = 0) -> bool:
+    """Whether one of *events*, or the end, has come to *fd*; waits for it for so long."""
+    poll = select.poll()
+    poll.register(fd, events)
+    return bool(poll.poll(milliseconds))
 
 
 def make_eventfd(number: int = 0, flags: int = 0) -> int:

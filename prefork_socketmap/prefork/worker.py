@@ -10,7 +10,6 @@ import contextlib
 import errno
 import logging
 import os
-import select
 import signal
 import socket
 import sys
@@ -28,7 +27,7 @@ from prefork_socketmap.prefork.duty import PLACES
 from prefork_socketmap.prefork.generation import Generation
 from prefork_socketmap.prefork.listener import Listener
 from prefork_socketmap.prefork.scoreboard import RESERVATIONS, RETIRED, SLOW, STOPPING, WATCHED, Cells, Row, State
-from prefork_socketmap.prefork.shared import Shared, freeze
+from prefork_socketmap.prefork.shared import Shared, freeze, is_ready
 from prefork_socketmap.prefork.signals import Handler as SignalHandler
 from prefork_socketmap.prefork.signals import Signals
 from prefork_socketmap.settings import SettingError
@@ -386,7 +385,7 @@ class Worker:
         """
         if not self._newcomers_speak and self._board.count(State.IDLE) == 0 and self._table.has_work():
             return False
-        self._newcomers_speak = _is_readable(sock, _MOMENT)
+        self._newcomers_speak = is_ready(sock.fileno(), milliseconds=_MOMENT)
         return self._newcomers_speak
 
     def _hand_over(self, connection: Connection, *, is_crowded: bool) -> None:
@@ -433,7 +432,8 @@ class Worker:
                 return None
             if connection.has_ended:
                 return None
-            is_silent = not _is_readable(connection.sock, _MOMENT if self._on_duty else _LONG_MOMENT)
+            moment = _MOMENT if self._on_duty else _LONG_MOMENT
+            is_silent = not is_ready(connection.sock.fileno(), milliseconds=moment)
             if not is_silent and (is_crowded or connection.stage or not self._serve(connection)):
                 time.sleep(_BREATH)
         return place
@@ -471,12 +471,6 @@ class Worker:
         if doing != self._title:
             self._title = doing
             setproctitle(self._titles + doing)
-
-
-def _is_readable(sock: socket.socket, milliseconds: float) -> bool:
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    return bool(poll.poll(milliseconds))
 
 
 def _vary(number: int) -> int:

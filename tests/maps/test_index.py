@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork_socketmap.maps.index import TAG_SIZE, DamagedError, Index, write
+from tests.maps.doubles import damaged
 
 TAG = bytes(range(TAG_SIZE))
 keys = st.binary().filter(lambda key: b"\0" not in key)
@@ -94,10 +95,7 @@ def test_whatever_is_written_into_a_file_its_reader_gets_a_value_or_an_error(pat
     source = random.Random(1)
     outcomes = set()
     for _ in range(3000):
-        damaged = bytearray(whole)
-        for _ in range(20):
-            damaged[source.randrange(len(whole))] = source.randrange(256)
-        path.write_bytes(damaged)
+        path.write_bytes(damaged(whole, 20, source))
         try:
             index = opened(path)
         except DamagedError as error:

@@ -21,6 +21,7 @@ from prefork_socketmap.settings import SettingError
 from prefork_socketmap.socketmap.messages import Reply, Status
 from tests.integration.servers.process import library, program
 from tests.integration.test_native_files import require_types
+from tests.maps.doubles import damaged
 from tests.maps.opening import OpenMap
 from tests.waiting import eventually
 
@@ -223,10 +224,8 @@ def test_a_damaged_cdb_raises_and_never_more_than_that(tmp_path: Path) -> None:
     source = random.Random(1)
     outcomes = set()
     for _ in range(2000):
-        damaged = bytearray(whole)
-        for _ in range(3):
-            damaged[source.randrange(len(whole))] = source.randrange(256)
-        path.write_bytes(damaged[: source.choice([len(whole), source.randrange(len(whole))])])
+        changed = damaged(whole, 3, source)
+        path.write_bytes(changed[: source.choice([len(whole), source.randrange(len(whole))])])
         descriptor = os.open(path, os.O_RDONLY)
         try:
             outcomes.add(Cdb(descriptor).get(b"key7"))
