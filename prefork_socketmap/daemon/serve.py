@@ -16,6 +16,7 @@ from socket import socket
 from typing import Protocol
 
 from prefork_socketmap.daemon import activation, configfile, log, trust
+from prefork_socketmap.daemon.caches import Caches
 from prefork_socketmap.daemon.configfile import Places, Settings
 from prefork_socketmap.daemon.notify import ServiceManager
 from prefork_socketmap.daemon.pidfile import AlreadyRunningError, PidFile
@@ -131,10 +132,11 @@ def _run(
     try:
         with _claimed(settings.places, state) as claim:
             _warn(settings)
+            caches = Caches(claim.descriptors, state.others if state else {})
             master = Master(
-                plan(settings),
-                load=functools.partial(_reload, source),
-                observer=Observers([*claim.state_files, ServiceManager(), Launched(launch), Log()]),
+                plan(settings, caches.prepare(settings)),
+                load=functools.partial(_reload, source, caches),
+                observer=Observers([caches, *claim.state_files, ServiceManager(), Launched(launch), Log()]),
                 inherited=inherited,
                 upgrade=Upgrade(source.command("check"), source.command("serve"), claim.descriptors),
                 state=state,
@@ -152,11 +154,11 @@ def _run(
     return os.EX_OK
 
 
-def _reload(source: Source) -> Plan:
+def _reload(source: Source, caches: Caches) -> Plan:
     settings = source.load()
     log.set_up("master", settings.log)
     _warn(settings)
-    return plan(settings)
+    return plan(settings, caches.prepare(settings))
 
 
 def _fail(launch: Launch, code: int, reason: str) -> int:

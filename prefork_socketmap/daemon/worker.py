@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from prefork_socketmap.daemon import log, privileges
@@ -21,18 +21,19 @@ from prefork_socketmap.service import ANY_OTHER_MAP, DefaultLookup, Lookup, Serv
 
 if TYPE_CHECKING:
     from prefork_socketmap.maps.base import Map, MissingLibraryError
+    from prefork_socketmap.maps.store import Shared
 
     OnMissing = Callable[[MissingLibraryError], None]
 
 logger = logging.getLogger("prefork_socketmap.worker")
 
 
-def plan(settings: Settings) -> Plan:
-    """Return what workers do according to *settings*."""
+def plan(settings: Settings, caches: Mapping[str, Shared] | None = None) -> Plan:
+    """Return what workers do according to *settings*, with *caches* that they share, by the names of maps."""
     return Plan(
         endpoints=settings.endpoints,
         limits=settings.config,
-        start=functools.partial(_start, settings),
+        start=functools.partial(_start, settings, caches or {}),
         names=counter_names(settings.maps, has_default=settings.default_map is not None),
         source=str(settings.path),
         allow=functools.lru_cache(maxsize=1024)(functools.partial(is_allowed, settings.allow)),
@@ -85,7 +86,7 @@ def open_maps(settings: Settings, on_missing: OnMissing | None = None) -> dict[s
     return maps
 
 
-def _start(settings: Settings, counters: SlotCounters) -> Service:
+def _start(settings: Settings, caches: Mapping[str, Shared], counters: SlotCounters) -> Service:
     log.set_up("worker", settings.log)
 
     def log_missing(error: MissingLibraryError) -> None:
@@ -95,6 +96,8 @@ def _start(settings: Settings, counters: SlotCounters) -> Service:
     maps = open_maps(settings, log_missing)
     for name, each in maps.items():
         if each.cache is not None:
+            if name in caches:
+                each.cache.share(caches[name])
             each.cache.count_in(counters[ANY_OTHER_MAP if name == DEFAULT_MAP else name].extras)
     lookups: dict[str, Lookup] = {name: each.lookup for name, each in maps.items()}
     default = _without_name(lookups.pop(DEFAULT_MAP)) if DEFAULT_MAP in lookups else None
