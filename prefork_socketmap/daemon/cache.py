@@ -10,6 +10,7 @@ backslash, is an escape, so that no key looks like another one, and none like tw
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -78,15 +79,17 @@ def _cache_of_server(settings: Settings, arguments: argparse.Namespace) -> Share
     """Return the cache that is in the memory of the running server, if any is."""
     with running(settings.places.with_pid_file(arguments.pid_file)) as server:
         for link in Path(f"/proc/{server.pid}/fd").iterdir() if server else ():
-            if str(link.readlink()).startswith(f"/memfd:{store.MEMORY} "):
-                found = _published(os.open(link, os.O_RDWR | os.O_CLOEXEC), arguments.map)
-                if found:
+            with contextlib.suppress(FileNotFoundError):  # it has been closed
+                if str(link.readlink()).startswith(f"/memfd:{store.MEMORY} ") and (
+                    found := _cache_at(link, arguments.map)
+                ):
                     return found
     return None
 
 
-def _published(fd: int, name: str) -> Shared | None:
-    """Return the cache in *fd* if it is that of the map, and in use; otherwise *fd* is closed."""
+def _cache_at(link: Path, name: str) -> Shared | None:
+    """Return the cache that *link* leads to if it is that of the map *name*, and in use."""
+    fd = os.open(link, os.O_RDWR | os.O_CLOEXEC)
     identity = store.published(fd)
     if identity and store.label(fd) == store.labelled(name):
         try:

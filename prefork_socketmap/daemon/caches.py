@@ -83,6 +83,15 @@ def wishes(settings: Settings) -> dict[str, Wish]:
     return found
 
 
+def missing(settings: Settings) -> list[str]:
+    """Return what is to be warned of: places for files that are not there."""
+    files = {name: wished.file for name, wished in wishes(settings).items() if wished.file}
+    problem = "{}: maps.{}.cache_file: there is no directory {}"
+    return [
+        problem.format(settings.path, name, file.parent) for name, file in files.items() if not file.parent.is_dir()
+    ]
+
+
 def identity(settings: Settings, name: str) -> bytes:
     """Return a number that changes with what the answers of the map *name* depend on, as far as can be told.
 
@@ -139,7 +148,7 @@ class Caches(Observer):
         """Return the caches of a generation that is to be, by the names of maps. Raises SettingError, or OSError."""
         self._abandon()
         for name, wished in wishes(settings).items():
-            found = self._existing(name, wished) or self._make(name, wished)
+            found = self._find(name, wished)
             shared = found.shared._replace(identity=identity(settings, name))
             self._next[name] = found._replace(shared=shared)
         return {name: cache.shared for name, cache in self._next.items()}
@@ -166,27 +175,29 @@ class Caches(Observer):
                     _cut(cache.shared)
         return self._look_at if files else _NEVER
 
-    def _existing(self, name: str, wished: Wish) -> Cache | None:
-        """Return the cache that a map has already, if it is as wished."""
+    def _find(self, name: str, wished: Wish) -> Cache:
+        """Return the cache that a map has already, if it is as wished, or else a new one."""
         current = (self._current or {}).get(name)
-        if current and current.wish == wished and current.file == wished.file:
-            return current
-        if self._current is None and wished.file is None and name in self._handed_over:
-            with contextlib.suppress(ValueError, OSError):
-                shared = store.shared(self._handed_over[name])
-                if shared.pages == wished.pages:
-                    return Cache(wished, None, shared)
-        return None
-
-    def _make(self, name: str, wished: Wish) -> Cache:
         if wished.file:
+            if current and current.wish == wished and current.file:
+                return current
             try:
                 shared = cachefile.open_or_make(wished.file, name, wished.pages, self._pending)
                 return Cache(wished, wished.file, shared)
             except OSError as error:
                 problem = "maps.%s.cache_file: %s cannot be used, what is remembered ends with the server: %s"
                 log.warning(problem, name, wished.file, error.strerror or error)
-        return Cache(wished, None, store.shared(store.create(name, wished.pages)))
+        if current and current.file is None and current.shared.pages == wished.pages:
+            return current
+        return Cache(wished, None, self._handed_over_to(name, wished) or _create(name, wished))
+
+    def _handed_over_to(self, name: str, wished: Wish) -> Shared | None:
+        """Return what the program that was here before had in memory, if it is as wished."""
+        if name in self._handed_over:
+            with contextlib.suppress(ValueError, OSError):
+                shared = store.shared(self._handed_over[name])
+                return shared if shared.pages == wished.pages else None
+        return None
 
     def _commit(self) -> None:
         former = [cache.shared.fd for cache in (self._current or {}).values()]
@@ -218,6 +229,10 @@ class Caches(Observer):
 
 class _AbandonedError(Exception):
     """Undoes what was prepared."""
+
+
+def _create(name: str, wished: Wish) -> Shared:
+    return store.shared(store.create(name, wished.pages))
 
 
 def _cut(shared: Shared) -> None:

@@ -30,11 +30,10 @@ def check(arguments: argparse.Namespace) -> int:
         print(f"prefork-socketmap: {error}", file=sys.stderr)
         return os.EX_UNAVAILABLE
     settings = configfile.load(arguments.config)
-    caches.wishes(settings)  # or what is wrong with them
     if is_for_upgrade():  # otherwise the server may be, or become, another user's
         trust.refuse_places(settings.places)
     log.set_up("check", LogSettings(level="warning", budget=0), waits=True)
-    for warning in trust.examine(settings):
+    for warning in [*trust.examine(settings), *caches.missing(settings)]:
         print(f"prefork-socketmap: warning: {warning}", file=sys.stderr)
     sys.stdout.flush()
     child = os.fork()

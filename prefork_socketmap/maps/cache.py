@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from prefork_socketmap.maps import store as stores
 from prefork_socketmap.maps.base import LookupFailedError
-from prefork_socketmap.maps.flight import Failure, Flight
+from prefork_socketmap.maps.flight import LONGEST_TEXT, Flight, Outcome
 from prefork_socketmap.maps.memory import Remembered
 from prefork_socketmap.maps.page import Entry
 from prefork_socketmap.maps.ratelimit import RateLimitedLogger
@@ -37,8 +37,8 @@ _OK, _NOT_FOUND = (_KINDS.index(each) for each in (Status.OK, Status.NOT_FOUND))
 _FOUND = Status.OK  # Enum looks its members up in a slow way
 _NONE = Reply.not_found()
 
-_UNTOLD = Failure(len(_KINDS), b"")
-"""Told to those who wait for an answer that is not remembered, so that they ask, all of them, for themselves."""
+_UNTOLD = Outcome(len(_KINDS), b"")
+"""There is an answer, but it is not remembered, and too long to be told: so all who wait ask for themselves."""
 
 _PATIENCE = 0.1  # seconds: so long a process waits for another one's answer if it has an old one
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.01
@@ -159,13 +159,17 @@ class Cache:
         if entry is not None and entry != question.before and self._is_news(entry, question.came):
             self._counts[_HITS] += 1
             return _reply(entry)
-        failure = flight.failure()
-        if failure is None:
+        outcome = flight.told()
+        if outcome is None:
             return None
-        if failure.kind >= len(_KINDS):
+        if outcome.kind >= len(_KINDS):
             return self._ask(question, flight)
+        reply = Reply(_KINDS[outcome.kind], to_text(outcome.text))
+        if reply.status in self._ttl:
+            self._counts[_HITS] += 1
+            return reply
         self._counts[_MISSES] += 1
-        return self._old_or(Reply(_KINDS[failure.kind], to_text(failure.text)), question)
+        return self._old_or(reply, question)
 
     def _ask(self, question: _Question, flight: Flight) -> Reply:
         self._counts[_MISSES] += 1
@@ -176,18 +180,21 @@ class Cache:
             raise
         except BaseException as error:  # the end of the time for a lookup is no Exception
             told = _told(error)
-            flight.fail(_failure(told))
+            flight.tell(_outcome(told))
             if self._usable(question) is None:
                 raise
             return self._old_or(told, question, error)
         if reply.status in self._ttl:
             if not self._remember(question.data, reply, purges):
-                flight.fail(_UNTOLD)
+                flight.tell(_outcome(reply))
             return reply
-        flight.fail(_failure(reply))
+        flight.tell(_outcome(reply))
         return self._old_or(reply, question)
 
     def _remember(self, data: bytes, reply: Reply, purges: int) -> bool:
+        """Remember an answer, if that is wanted and possible; return whether it is remembered."""
+        if not (self._ttl[reply.status] or self._stale_ttl):
+            return False
         with contextlib.suppress(UnicodeEncodeError, OSError):  # it cannot be sent, either; or the disk is full
             now = self._clock()
             fresh_until = now + self._ttl[reply.status]
@@ -251,8 +258,14 @@ def _remembered(data: bytes, entry: Entry) -> Remembered:
     return Remembered(to_text(data), _reply(entry), entry.stored, entry.fresh_until, entry.kept_until)
 
 
-def _failure(reply: Reply) -> Failure:
-    return Failure(_KINDS.index(reply.status), reply.text.encode("utf-8", "replace"))
+def _outcome(reply: Reply) -> Outcome:
+    """Return what those are told who wait for *reply*; the reason of a failure may be cut off."""
+    try:
+        text = to_bytes(reply.text)
+    except UnicodeEncodeError:  # it cannot be sent, either
+        return _UNTOLD
+    is_told = reply.status is not _FOUND or len(text) <= LONGEST_TEXT
+    return Outcome(_KINDS.index(reply.status), text) if is_told else _UNTOLD
 
 
 def _told(error: BaseException) -> Reply:

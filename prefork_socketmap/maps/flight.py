@@ -22,9 +22,9 @@ _PATIENCE = 0.02  # seconds: who holds a page for longer is stopped, or hostile
 _PAUSE = 0.0002
 
 _SLOT = 128
-_FAILURE = struct.Struct("<16sIQBB")  # tag, checksum of what follows, when, kind, size of the text
+_OUTCOME = struct.Struct("<16sIQBB")  # tag, checksum of what follows, when, kind, size of the text
 _CHECKED = 20
-_LONGEST_TEXT = _SLOT - _FAILURE.size
+LONGEST_TEXT = _SLOT - _OUTCOME.size
 
 
 def read(fd: int, size: int, place: int) -> bytes:
@@ -61,8 +61,8 @@ def _unlock(fd: int, byte: int, size: int) -> None:
         fcntl.lockf(fd, fcntl.LOCK_UN, size, byte)
 
 
-class Failure(NamedTuple):
-    """How an attempt to get an answer has failed: a number of the caller's, and a text, cut off if it is long."""
+class Outcome(NamedTuple):
+    """What came of asking, where that is not remembered: a number of the caller's, and a text."""
 
     kind: int
     text: bytes
@@ -71,16 +71,16 @@ class Failure(NamedTuple):
 class Flight:
     """The right to ask for one key, while nobody else does; use it as a context manager, and ``take`` it inside.
 
-    Who has not got it can see whether whoever has fails meanwhile.
+    Who has not got it is told what comes of it, unless that is remembered.
     """
 
-    def __init__(self, fd: int, tag: bytes, failures: range) -> None:
-        """*tag* stands for the key. *failures*: the bytes of *fd* that have room for failures."""
+    def __init__(self, fd: int, tag: bytes, outcomes: range) -> None:
+        """*tag* stands for the key. *outcomes*: the bytes of *fd* that have room for those."""
         self._fd = fd
         self._tag = tag
         self._byte = _FLIGHTS + int.from_bytes(tag[:_HASH], "little")
-        slots = len(failures) // _SLOT
-        self._slot = failures.start + int.from_bytes(tag[_HASH:], "little") % slots * _SLOT
+        slots = len(outcomes) // _SLOT
+        self._slot = outcomes.start + int.from_bytes(tag[_HASH:], "little") % slots * _SLOT
         self._before: bytes | None = None
 
     def __enter__(self) -> Flight:
@@ -96,26 +96,26 @@ class Flight:
             return True
         return True
 
-    def fail(self, failure: Failure) -> None:
-        """Tell those who wait that this process has got no answer."""
-        text = failure.text[:_LONGEST_TEXT]
-        slot = _FAILURE.pack(self._tag, 0, time.monotonic_ns(), failure.kind, len(text)) + text
+    def tell(self, outcome: Outcome) -> None:
+        """Tell those who wait what came of asking; a text that is too long is cut off."""
+        text = outcome.text[:LONGEST_TEXT]
+        slot = _OUTCOME.pack(self._tag, 0, time.monotonic_ns(), outcome.kind, len(text)) + text
         checksum = crc32(slot[_CHECKED:]).to_bytes(4, "little")
         with contextlib.suppress(OSError):
             os.pwrite(self._fd, self._tag + checksum + slot[_CHECKED:], self._slot)
 
-    def failure(self) -> Failure | None:
-        """Return how the process that may ask has failed, if it has since this was called for the first time."""
+    def told(self) -> Outcome | None:
+        """Return what another process has told, if it has since this was called for the first time."""
         slot = read(self._fd, _SLOT, self._slot)
         if self._before is None:
             self._before = slot
         if slot == self._before or len(slot) < _SLOT:
             return None
-        tag, checksum, _, kind, size = _FAILURE.unpack_from(slot)
-        end = _FAILURE.size + size
+        tag, checksum, _, kind, size = _OUTCOME.unpack_from(slot)
+        end = _OUTCOME.size + size
         if tag != self._tag or crc32(slot[_CHECKED:end]) != checksum:
             return None
-        return Failure(kind, slot[_FAILURE.size : end])
+        return Outcome(kind, slot[_OUTCOME.size : end])
 
     def __exit__(self, *_: object) -> None:
         try:

@@ -1,12 +1,12 @@
 """A page of answers, as bytes: entries one behind the other, the latest first, then zeros.
 
-What is read may have been written by anybody, or half of it: whatever is not whole is not there, and ends the page.
+What is read may have been written by anybody, or half of it: no bytes are a reason to fail.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 from zlib import crc32
 
@@ -17,8 +17,8 @@ SPREAD, PART = 254, 255
 
 _HEADER = struct.Struct("<16sIHHBddd")  # tag, checksum of what follows, sizes of key and value, kind, times
 _CHECKED = TAG_SIZE + 4  # from here on the checksum is taken
-_KIND = 24  # where it stands
-_KEPT_UNTIL = struct.Struct("<d")
+_SUMMARY = struct.Struct("<HHB16xd")  # what stands there: sizes, kind, the last of the times
+_END = bytes(TAG_SIZE)
 
 
 class Entry(NamedTuple):
@@ -32,28 +32,24 @@ class Entry(NamedTuple):
 
 
 class Block(NamedTuple):
-    """An entry as it stands in a page."""
+    """An entry as it stands in a page, with what is to be known to keep a page in order."""
 
     tag: bytes
     data: bytes
+    kind: int
+    kept_until: float
 
     @property
     def is_answer(self) -> bool:
         """Whether it is no part of another one."""
-        return self.data[_KIND] != PART
-
-    @property
-    def kept_until(self) -> float:
-        """When the entry is of no more use."""
-        kept_until: float = _KEPT_UNTIL.unpack_from(self.data, _HEADER.size - _KEPT_UNTIL.size)[0]
-        return kept_until
+        return self.kind != PART
 
 
 def pack(tag: bytes, key: bytes, entry: Entry) -> Block:
     """Return *entry* as it will stand in a page."""
     kind, value, *times = entry
     rest = _HEADER.pack(tag, 0, len(key), len(value), kind, *times)[_CHECKED:] + key + value
-    return Block(tag, tag + crc32(rest).to_bytes(4, "little") + rest)
+    return Block(tag, tag + crc32(rest).to_bytes(4, "little") + rest, kind, entry.kept_until)
 
 
 def unpack(page: bytes, at: int) -> tuple[bytes, Entry, int] | None:
@@ -69,22 +65,29 @@ def unpack(page: bytes, at: int) -> tuple[bytes, Entry, int] | None:
     return key, Entry(kind, page[value:end], stored, fresh_until, kept_until), end
 
 
-def split(page: bytes) -> Iterator[Block]:
-    """Iterate over what stands in *page*."""
+def split(page: bytes) -> list[Block]:
+    """Return what stands in *page*, as far as one can tell at a glance: whether it is whole, ``unpack`` tells."""
+    blocks = []
     begin = 0
-    while found := unpack(page, begin):
-        end = found[2]
-        yield Block(page[begin : begin + TAG_SIZE], page[begin:end])
+    while begin + _HEADER.size <= len(page) and (tag := page[begin : begin + TAG_SIZE]) != _END:
+        key_size, value_size, kind, kept_until = _SUMMARY.unpack_from(page, begin + _CHECKED)
+        end = begin + _HEADER.size + key_size + value_size
+        if end > len(page):
+            break
+        blocks.append(Block(tag, page[begin:end], kind, kept_until))
         begin = end
+    return blocks
 
 
 def join(blocks: Iterable[Block]) -> tuple[bytes, int]:
     """Return a page of the first of *blocks*, as many as it has room for, and how many answers are in it."""
-    page = b""
+    kept: list[bytes] = []
+    room = SIZE
     answers = 0
     for block in blocks:
-        if len(page) + len(block.data) > SIZE:
+        room -= len(block.data)
+        if room < 0:
             break
-        page += block.data
-        answers += block.is_answer
-    return page.ljust(SIZE, b"\0"), answers
+        kept.append(block.data)
+        answers += block.kind != PART
+    return b"".join(kept).ljust(SIZE, b"\0"), answers

@@ -1,16 +1,17 @@
 """Answers in one file that processes share: a hash table of pages, read without a lock, bounded from the beginning.
 
-Why not a library. SQLite and LMDB map files that their users can write, so a process whose code has been captured can
-kill all others (SIGBUS), crash them with a broken tree, or hang them with a lock. Here the file is only ever read and
-written by pread(2) and pwrite(2), and all that is read is checked: whoever writes rubbish makes answers be missed, or
-be wrong, and whoever keeps a lock makes answers not be remembered. A hit costs less, too: see ``python -m tests.bench
-cache``.
+Why not a library. LMDB and SQLite have parts of their files mapped that every user can write, so a process whose code
+has been captured can kill all others (SIGBUS when it cuts the file), crash them with a broken tree, or hang them with
+a lock. Here the file is only ever read and written by pread(2) and pwrite(2), and all that is read is checked:
+whoever writes rubbish makes answers be missed, or be wrong, and whoever keeps a lock makes them not be remembered.
+What that costs ``python -m tests.bench cache`` tells: 3.6 us for a hit, where a dictionary in each worker takes 1.2,
+LMDB 1.1 and SQLite 4.0.
 
 Why nothing is lost, blocked or half written when a process is killed: all that a write changes lies in one page, and
 that is written by one call, which the kernel does not interrupt within a page. Whatever crashes more than a process
 may leave half a page; so each answer has a checksum. For locks see ``flight``.
 
-    header | failures | page of answers | page of answers | ...
+    header | outcomes | page of answers | page of answers | ...
 
 The hash of the key, with a secret of the file in it, tells the page. There the latest answers come first, and the
 last ones go when there is no room. The hash has in it, too, what the answers depend on (*identity*): answers of a map
@@ -49,8 +50,8 @@ _NUMBER = struct.Struct("<Q")
 _NAME_SIZE = struct.Struct("<H")
 _PURGES, _COUNT, _IDENTITY, _NAME = 64, 128, 192, 256  # where else something stands in the first page
 _LONGEST_NAME = 2048
-_FAILURES = range(page.SIZE, 5 * page.SIZE)
-_FIRST = _FAILURES.stop // page.SIZE  # page of answers
+_OUTCOMES = range(page.SIZE, 5 * page.SIZE)
+_FIRST = _OUTCOMES.stop // page.SIZE  # page of answers
 
 # Bytes that do not exist, to be locked: a page's number behind the one, the header the other.
 _PAGE_LOCKS, _HEADER_LOCK = 1 << 60, 1 << 61
@@ -220,7 +221,7 @@ class Store:
 
     def flight(self, key: bytes) -> Flight:
         """Return what lets one process at a time ask for *key*."""
-        return Flight(self._fd, self._tag(key), _FAILURES)
+        return Flight(self._fd, self._tag(key), _OUTCOMES)
 
     # Pages.
 
@@ -265,7 +266,7 @@ class Store:
         with locked(self._fd, _PAGE_LOCKS + place, wait=wait) as is_ours:
             if not is_ours:
                 return None
-            old = list(page.split(read(self._fd, page.SIZE, place)))
+            old = page.split(read(self._fd, page.SIZE, place))
             new = change(old)
             if new is None:
                 return None

@@ -342,6 +342,35 @@ def test_two_maps_with_the_same_file_are_refused(installation: Installation) -> 
         assert "maps.b.cache_file: maps.a has the same file" in done.stderr
 
 
+def test_check_warns_of_a_directory_that_is_not_there(site: Site) -> None:
+    site.configure(FILE.replace("m.cache", "nowhere/m.cache"))
+    done = site.installation.run("check")
+    assert done.returncode == 0
+    assert f"warning: {site.installation.config}: maps.m.cache_file: there is no directory" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs files of other users")
+def test_a_file_that_belongs_to_somebody_else_is_not_used(site: Site) -> None:
+    site.start(FILE)
+    site.lookup()
+    site.installation.run("stop")
+    os.chown(site.file, 65534, 65534)
+    site.installation.run("check")
+    site.configure(FILE)
+    done = site.installation.run("check")
+    assert done.returncode == os.EX_CONFIG
+    assert "belongs to user 65534" in done.stderr
+
+
+def test_what_is_in_memory_in_place_of_a_file_survives_too(site: Site) -> None:
+    site.start(FILE.replace("m.cache", "nowhere/m.cache"))
+    assert site.lookup() == "one"
+    for command in ("reload", "upgrade", "reload"):
+        assert site.installation.run(command).returncode == 0
+        assert site.lookup() == "one"
+    assert len(site.asked) == 1
+
+
 def test_a_full_disk_is_a_warning(site: Site) -> None:
     site.start(FILE + f"cache_bytes = {1 << 40}\n")
     site.installation.logged("what is remembered ends with the server")
@@ -375,6 +404,30 @@ def await_lookups(site: Site, number: int) -> None:
         return [slot["map"] for slot in slots].count("m") == number
 
     eventually(under_way, WITHIN, f"{number} lookups under way")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reply", "asked"),
+    [("", b"NOTFOUND ", 1), ("x" * 50, b"OK " + b"x" * 50, 1), ("x" * 99, b"OK " + b"x" * 99, 4)],
+)
+def test_what_is_not_remembered_is_told_to_all_who_wait_if_it_is_short(
+    site: Site, answer: str, reply: bytes, asked: int
+) -> None:
+    # Of the one kind of answers nothing is remembered.
+    site.start('cache_ttl = "1h"\n' if not answer else 'negative_cache_ttl = "1h"\n')
+    site.answer(answer)
+    site.close_gate()
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(site.installation.endpoint)) for _ in range(4)]
+        for client in clients:
+            client.request(b"m key")
+        site.await_asked(1)
+        await_lookups(site, len(clients))
+        assert len(site.asked) == 1
+        site.open_gate()
+        assert [client.reply() for client in clients] == [reply] * len(clients)
+    assert len(site.asked) == asked
+    assert site.command("list", "m") == ""
 
 
 def test_a_failure_is_told_to_all_who_wait(site: Site) -> None:
