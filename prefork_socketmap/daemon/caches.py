@@ -3,7 +3,7 @@
 The master makes the files and hands their descriptors on; it does not look at what workers write there. A cache is in
 a file without a name, which ends with the server and survives an upgrade, or, with ``cache_file``, in one that
 survives the server. Which maps have one is seen from their tables as they stand in the config file: only workers
-import what can check those.
+import what can check those. Of the maps this module knows how a store is laid out, and no more.
 
 A map goes on with its cache through a reload if it has the same size and file. What its answers depend on, by and
 large all else in its table, is their identity: when that has changed none of the old ones is found any more.
@@ -37,7 +37,9 @@ _NEVER = float("inf")
 
 # What says nothing of what the right answer is, but how long it is kept, or how one gets at it.
 _TIMES = ("cache_ttl", "negative_cache_ttl", "stale_ttl")
-_NOT_OF_ANSWERS = frozenset([*_TIMES, "cache_size", "cache_bytes", "cache_file", "connect", "timeout"])
+_CACHE = (*_TIMES, "cache_size", "cache_bytes", "cache_file")
+_CONNECTIONS = ("connect", "timeout", "max_connections", "max_connection_idle", "max_workers_share")
+_NOT_OF_ANSWERS = frozenset([*_CACHE, *_CONNECTIONS])
 _SECRET = re.compile(r"(?:^|_)(?:password|passwd|pw|token|secret)(?:_file|_env)?$")
 _SIZE = 10000  # "cache_size", if there is none
 

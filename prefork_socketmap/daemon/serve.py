@@ -15,7 +15,8 @@ from pathlib import Path
 from socket import socket
 from typing import Protocol
 
-from prefork_socketmap.daemon import activation, configfile, log, trust
+from prefork_socketmap.daemon import activation, backends, configfile, log, trust
+from prefork_socketmap.daemon.backends import Memory
 from prefork_socketmap.daemon.caches import Caches
 from prefork_socketmap.daemon.configfile import Places, Settings
 from prefork_socketmap.daemon.notify import ServiceManager
@@ -134,8 +135,8 @@ def _run(
             _warn(settings)
             caches = Caches(claim.descriptors, state.others if state else {})
             master = Master(
-                plan(settings, caches.prepare(settings)),
-                load=functools.partial(_reload, source, caches),
+                plan(settings, claim.backends, caches.prepare(settings)),
+                load=functools.partial(_reload, source, claim.backends, caches),
                 observer=Observers([caches, *claim.state_files, ServiceManager(), Launched(launch), Log()]),
                 inherited=inherited,
                 upgrade=Upgrade(source.command("check"), source.command("serve"), claim.descriptors),
@@ -154,11 +155,11 @@ def _run(
     return os.EX_OK
 
 
-def _reload(source: Source, caches: Caches) -> Plan:
+def _reload(source: Source, memory: Memory, caches: Caches) -> Plan:
     settings = source.load()
     log.set_up("master", settings.log)
     _warn(settings)
-    return plan(settings, caches.prepare(settings))
+    return plan(settings, memory, caches.prepare(settings))
 
 
 def _fail(launch: Launch, code: int, reason: str) -> int:
@@ -170,6 +171,7 @@ def _fail(launch: Launch, code: int, reason: str) -> int:
 class Claim:
     """What shows that this server runs, for as long as it does."""
 
+    backends: Memory
     state_files: Sequence[StateFile] = ()
     descriptors: dict[str, int] = dataclasses.field(default_factory=dict)
     board: Scoreboard | None = None
@@ -189,7 +191,8 @@ def _claimed(places: Places, state: MasterState | None) -> Iterator[Claim]:
             if not places.are_defaults:
                 raise
             logger.warning("reload, stop and status will not find this server: %s; set runtime_dir", error)
-            claim = Claim()
+            memory = _backends(None, state)
+            claim = Claim(memory, descriptors=memory.descriptors())
         yield claim
 
 
@@ -203,7 +206,15 @@ def _claim(places: Places, state: MasterState | None, held: contextlib.ExitStack
     held.callback(state_file.remove)
     board = Scoreboard.resume(state.board, places.scoreboard) if state else Scoreboard(places.scoreboard)
     held.callback(board.remove)
-    return Claim([state_file], {_PID_FILE: pid_file.fileno()}, board)
+    memory = _backends(places.backends, state)
+    held.callback(memory.remove)
+    return Claim(memory, [state_file], {_PID_FILE: pid_file.fileno(), **memory.descriptors()}, board)
+
+
+def _backends(path: Path | None, state: MasterState | None) -> Memory:
+    """Go on with the memory of the program that was here before, or make new memory."""
+    former = [state.others[name] for name in backends.DESCRIPTORS if name in state.others] if state else []
+    return (Memory.resume(path, *former) if former else None) or Memory.make(path)
 
 
 def _warn(settings: Settings) -> None:
