@@ -67,11 +67,11 @@ def _map(settings: Settings, name: str) -> Map:
 
 def _memory(table: Map, settings: Settings, arguments: argparse.Namespace) -> Memory:
     """Return what *table* remembers, its cache being the one that a server uses, or has used."""
-    if table.cache is not None:
-        table.cache.share(_cache_of_server(settings, arguments) or _cache_in_file(settings, arguments.map))
     memory = table.memory()
     if memory is None:
         raise _NothingError("it remembers nothing: neither cache_ttl, negative_cache_ttl nor stale_ttl is set")
+    if memory is table.cache:
+        table.cache.share(_cache_of_server(settings, arguments) or _cache_in_file(settings, arguments.map))
     return memory
 
 

@@ -9,13 +9,17 @@ import shutil
 import signal
 import stat
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from prefork_socketmap.client import SocketmapClient, TempFail
+from prefork_socketmap.daemon import cli
+from prefork_socketmap.maps.base import Map
+from prefork_socketmap.maps.memory import Memory, Remembered
+from prefork_socketmap.socketmap.messages import Reply
 from tests.daemon.installation import Installation, has_ended
 from tests.serving import Client
 from tests.waiting import eventually
@@ -589,6 +593,48 @@ def test_another_user_sees_nothing(site: Site) -> None:
 def cache_links(pid: int) -> list[str]:
     links = Path(f"/proc/{pid}/fd").iterdir()
     return [str(link) for link in links if str(link.readlink()).startswith("/memfd:cache ")]
+
+
+class Notes(Map):
+    """A type that remembers something of its own."""
+
+    notes = {"key": "value", "other": "value"}  # noqa: RUF012 - a stand-in for a file
+
+    def find(self, key: str) -> list[str]:
+        return []
+
+    def memory(self) -> Memory:
+        return self  # type: ignore[return-value]
+
+    def recall(self, key: str) -> Remembered | None:
+        return Remembered(key, Reply.ok(self.notes[key]), 1.0, 2.0, 1e10) if key in self.notes else None
+
+    def recall_all(self) -> Iterator[Remembered | None]:
+        return map(self.recall, self.notes)
+
+    def forget(self, key: str) -> bool:
+        return self.notes.pop(key, None) is not None
+
+
+def test_a_type_shows_and_forgets_what_it_remembers_of_its_own(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    site.configure("")
+    notes = Notes("m", {"cache_ttl": "1h"}, site.directory)
+    monkeypatch.setattr("prefork_socketmap.daemon.cache.build_maps", lambda *_args, **_options: {"m": notes})
+
+    def run(*arguments: str) -> str:
+        cli.main(["cache", "-c", str(site.installation.config), *arguments])
+        return "".join(capfd.readouterr())
+
+    lines = [line.split("\t") for line in run("list", "m").splitlines()]
+    assert [(key, state, value) for key, _, state, _, value in lines] == [
+        ("key", "stale", "value"),
+        ("other", "stale", "value"),
+    ]
+    assert run("purge", "m", "Key") == "1 answer forgotten\n"
+    assert run("get", "m", "KEY") == ""
+    assert run("get", "m", "OTHER").startswith("other\tOK\t")
 
 
 # What is counted.
