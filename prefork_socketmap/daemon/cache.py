@@ -70,8 +70,9 @@ def _memory(table: Map, settings: Settings, arguments: argparse.Namespace) -> Me
     memory = table.memory()
     if memory is None:
         raise _NothingError("it remembers nothing: neither cache_ttl, negative_cache_ttl nor stale_ttl is set")
-    if memory is table.cache:
-        table.cache.share(_cache_of_server(settings, arguments) or _cache_in_file(settings, arguments.map))
+    cache = table.cache
+    if cache is not None and memory is cache:
+        cache.share(_cache_of_server(settings, arguments) or _cache_in_file(settings, arguments.map))
     return memory
 
 

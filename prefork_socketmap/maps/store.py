@@ -125,13 +125,14 @@ def label(fd: int) -> bytes:
 
 
 def publish(shared: Shared) -> None:
-    """Note in the file what the answers that are given depend on."""
-    os.pwrite(shared.fd, shared.identity.ljust(IDENTITY_SIZE, b"\0"), _IDENTITY)
+    """Note in the file what the answers that are given depend on: IDENTITY_SIZE bytes."""
+    os.pwrite(shared.fd, shared.identity, _IDENTITY)
 
 
 def published(fd: int) -> bytes:
     """Return what ``publish`` has noted last; nothing if it never has."""
-    return read(fd, IDENTITY_SIZE, _IDENTITY).rstrip(b"\0")
+    identity = read(fd, IDENTITY_SIZE, _IDENTITY)
+    return identity if any(identity) else b""
 
 
 def _checksum(data: bytes) -> bytes:

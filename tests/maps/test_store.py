@@ -162,6 +162,13 @@ def test_answers_that_depend_on_something_else_are_not_found(table: Store) -> No
     assert other.clear() == 2
 
 
+@pytest.mark.parametrize("identity", [b"\0" * 15 + b"x", b"x" + b"\0" * 15])
+def test_what_the_answers_depend_on_is_noted_in_the_file(table: Store, identity: bytes) -> None:
+    assert store.published(table._fd) == b""
+    store.publish(store.shared(table._fd, identity))
+    assert store.published(table._fd) == identity
+
+
 def test_where_a_key_stands_is_a_secret_of_the_file() -> None:
     """Or somebody could choose keys that all meet in the page of another one."""
 
