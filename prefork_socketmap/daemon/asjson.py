@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from prefork_socketmap.daemon.backends import BackendReport
@@ -47,7 +48,7 @@ def _map(each: MapReport) -> dict[str, Any]:
             for bound, number in zip((*BOUNDS, None), counters.buckets, strict=True)
             if number
         ],
-        "cache": vars(cache).copy() if cache.exists else None,
+        "cache": asdict(cache) if cache.exists else None,
     }
 
 

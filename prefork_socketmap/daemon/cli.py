@@ -76,6 +76,7 @@ def parser() -> Parser:
     _add_status(commands)
     _add_query(commands)
     _add_convert(commands)
+    _add_cache(commands)
     return top
 
 
@@ -176,6 +177,22 @@ def _add_convert(commands: argparse._SubParsersAction[Parser]) -> None:
         "files", metavar="FILE", nargs="+", help="a file, or mysql:FILE or pgsql:FILE where the file does not tell"
     )
     convert.set_defaults(run="convert:convert")
+
+
+def _add_cache(commands: argparse._SubParsersAction[Parser]) -> None:
+    cache = commands.add_parser(
+        "cache",
+        help="show what a map remembers, or have it forgotten",
+        description="List what a map remembers, show what it remembers of a key, or have it forgotten by all "
+        "workers. Exit status: 0, or 1 if KEY is not remembered.",
+    )
+    _add_config(cache)
+    _add_pid_file(cache)
+    cache.add_argument("--json", action="store_true", help="as JSON, a document on each line")
+    cache.add_argument("action", metavar="ACTION", choices=["list", "get", "purge"], help="list, get or purge")
+    cache.add_argument("map", metavar="MAP", help="the name of a map in the config file")
+    cache.add_argument("key", metavar="KEY", nargs="?", help="get: of which key; purge: this one instead of all")
+    cache.set_defaults(run="cache:cache")
 
 
 def _add_config(command: Parser) -> None:

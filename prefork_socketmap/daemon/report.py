@@ -39,20 +39,25 @@ class Counters(Totals):
 
 @dataclass
 class CacheReport:
-    """The caches of one map, in all workers together."""
+    """The cache of one map, which all workers share."""
 
     hits: int = 0
     misses: int = 0
     stale: int = 0
     entries: int = 0
 
-    def add(self, extras: Sequence[int], *, alive: bool) -> None:
-        """Add a worker's; the entries of one that has ended are gone."""
-        hits, misses, stale, entries = extras
+    def __post_init__(self) -> None:
+        self._seen = 0
+
+    def add(self, extras: Sequence[int]) -> None:
+        """Add what a worker has counted. How many entries there are, the one tells that has seen it last."""
+        hits, misses, stale, seen = extras
         self.hits += hits
         self.misses += misses
         self.stale += stale
-        self.entries += entries if alive else 0
+        # The time, in seconds, in the upper half; the number in the lower one.
+        self._seen = max(self._seen, seen)
+        self.entries = self._seen % (1 << 32)
 
     @property
     def exists(self) -> bool:
@@ -169,7 +174,7 @@ def _read_slots(board: Scoreboard, rows: Sequence[Row], maps: Sequence[MapReport
         for one, each in zip(board.counters(row.slot), maps, strict=False):
             counters.add(one)
             each.counters.add(one)
-            each.cache.add(one.extras, alive=state is not State.FREE)
+            each.cache.add(one.extras)
         if state is not State.FREE:
             yield _worker(row, state, counters, maps)
 

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from prefork_socketmap.daemon import activation, backends, configfile, log, trust
 from prefork_socketmap.daemon.backends import Memory
+from prefork_socketmap.daemon.caches import Caches
 from prefork_socketmap.daemon.configfile import Places, Settings
 from prefork_socketmap.daemon.notify import ServiceManager
 from prefork_socketmap.daemon.pidfile import AlreadyRunningError, PidFile
@@ -132,10 +133,11 @@ def _run(
     try:
         with _claimed(settings.places, state) as claim:
             _warn(settings)
+            caches = Caches(claim.descriptors, state.others if state else {})
             master = Master(
-                plan(settings, claim.backends),
-                load=functools.partial(_reload, source, claim.backends),
-                observer=Observers([*claim.state_files, ServiceManager(), Launched(launch), Log()]),
+                plan(settings, claim.backends, caches.prepare(settings)),
+                load=functools.partial(_reload, source, claim.backends, caches),
+                observer=Observers([caches, *claim.state_files, ServiceManager(), Launched(launch), Log()]),
                 inherited=inherited,
                 upgrade=Upgrade(source.command("check"), source.command("serve"), claim.descriptors),
                 state=state,
@@ -153,11 +155,11 @@ def _run(
     return os.EX_OK
 
 
-def _reload(source: Source, memory: Memory) -> Plan:
+def _reload(source: Source, memory: Memory, caches: Caches) -> Plan:
     settings = source.load()
     log.set_up("master", settings.log)
     _warn(settings)
-    return plan(settings, memory)
+    return plan(settings, memory, caches.prepare(settings))
 
 
 def _fail(launch: Launch, code: int, reason: str) -> int:

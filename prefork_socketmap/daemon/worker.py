@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from prefork_socketmap.daemon import log, privileges
@@ -24,18 +24,22 @@ from prefork_socketmap.service import ANY_OTHER_MAP, DefaultLookup, Lookup, Serv
 
 if TYPE_CHECKING:
     from prefork_socketmap.maps.base import Map, MissingLibraryError
+    from prefork_socketmap.maps.store import Shared
 
     OnMissing = Callable[[MissingLibraryError], None]
 
 logger = logging.getLogger("prefork_socketmap.worker")
 
 
-def plan(settings: Settings, memory: Memory) -> Plan:
-    """Return what workers do according to *settings*; in *memory* they share what they know of backends."""
+def plan(settings: Settings, memory: Memory, caches: Mapping[str, Shared]) -> Plan:
+    """Return what workers do according to *settings*.
+
+    In *memory* they share what they know of backends, in *caches*, by the names of maps, what these remember.
+    """
     return Plan(
         endpoints=settings.endpoints,
         limits=settings.config,
-        start=functools.partial(_start, settings, memory),
+        start=functools.partial(_start, settings, memory, caches),
         defers=memory.defers,
         names=counter_names(settings.maps, has_default=settings.default_map is not None),
         source=str(settings.path),
@@ -92,7 +96,7 @@ def open_maps(
     return maps
 
 
-def _start(settings: Settings, memory: Memory, counters: SlotCounters) -> Service:
+def _start(settings: Settings, memory: Memory, caches: Mapping[str, Shared], counters: SlotCounters) -> Service:
     backends = memory.leave_to_worker(settings.config.process_limit)
     log.set_up("worker", settings.log)
 
@@ -103,6 +107,8 @@ def _start(settings: Settings, memory: Memory, counters: SlotCounters) -> Servic
     maps = open_maps(settings, log_missing, backends)
     for name, each in maps.items():
         if each.cache is not None:
+            if name in caches:
+                each.cache.share(caches[name])
             each.cache.count_in(counters[ANY_OTHER_MAP if name == DEFAULT_MAP else name].extras)
     lookups: dict[str, Lookup] = {name: each.lookup for name, each in maps.items()}
     default = _without_name(lookups.pop(DEFAULT_MAP)) if DEFAULT_MAP in lookups else None

@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"medians of {options.rounds} alternating rounds of {options.seconds:g} s")
     if options.scenario == "maps":
         _compare_maps(options)
+    elif options.scenario == "cache":
+        _compare_caches(options)
     elif options.scenario == "change":
         _change_a_file(options)
     else:
@@ -37,10 +39,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "scenario",
         nargs="?",
-        choices=[*SCENARIOS, "maps", "change"],
+        choices=[*SCENARIOS, "maps", "cache", "change"],
         default="busy",
         metavar="SCENARIO",
-        help=f"{', '.join(SCENARIOS)}, maps, change (default: %(default)s)",
+        help=f"{', '.join(SCENARIOS)}, maps, cache, change (default: %(default)s)",
     )
     parser.add_argument(
         "-c",
@@ -67,6 +69,13 @@ def _compare_maps(options: argparse.Namespace) -> None:
 
     print("maps: this server beside the bare drivers\n")
     print(maps.run(functools.partial(_measure, options=options), options.seconds, options.rounds))
+
+
+def _compare_caches(options: argparse.Namespace) -> None:
+    from tests.bench import cache  # needs libraries
+
+    print("cache: what a remembered answer costs\n")
+    print(cache.run(options.seconds, options.rounds))
 
 
 def _change_a_file(options: argparse.Namespace) -> None:

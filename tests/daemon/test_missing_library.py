@@ -10,7 +10,6 @@ from prefork_socketmap.client import PermFail
 from tests.daemon.installation import Installation
 
 COLOURS = '[maps.colours]\ntype = "static"\nentries = { sky = "blue" }\n'
-CACHED = 'type = "static"\nentries = { key = "value" }\ncache_ttl = "1m"\n'
 # The package, the extra that brings it, and the key that asks for it.
 NEEDS = [
     ("urllib3", "http", 'type = "http"\n', "type"),
@@ -21,7 +20,6 @@ NEEDS = [
     ("pcre2", "pcre", 'type = "pcre"\n', "type"),
     ("psycopg", "postgresql", 'type = "postgresql"\n', "type"),
     ("redis", "redis", 'type = "redis"\n', "type"),
-    ("cachetools", "cache", CACHED, "cache_ttl"),
 ]
 
 

@@ -89,13 +89,14 @@ def test_our_own_user_needs_no_change() -> None:
     assert os.environ == before
 
 
-# What all types are based on: no library, and no code of a user. See daemon/worker.py.
+# What all types are based on: no library, and no code of a user. See daemon/worker.py; and daemon/caches.py.
 BASE = {
     "prefork_socketmap.maps",
     *(
         f"prefork_socketmap.maps.{name}"
         for name in ("base", "backend", "ratelimit", "registry", "search", "setting", "template", "unavailable")
     ),
+    *(f"prefork_socketmap.maps.{name}" for name in ("flight", "page", "store")),
 }
 
 
