@@ -35,6 +35,7 @@ _SENTINEL_PORT = 26379
 # The commands that can be asked with, and how many arguments each has.
 _COMMANDS = {"GET": 1, "HGET": 2, "SISMEMBER": 2}
 _SERVICE = re.compile(r"[A-Za-z0-9._-]+")
+_HAS_PROTOCOLS = redis.VERSION >= (5,)  # Debian 12 has 4.3
 _LOST = (redis.ConnectionError, RedisClusterException, OSError)
 
 
@@ -157,9 +158,10 @@ class RedisMap(TlsSettings, NetworkMap["redis.Redis | RedisCluster"]):
             "socket_connect_timeout": timeout,
             "socket_timeout": timeout,
             "retry": Retry(NoBackoff(), 0),
-            # Nothing of protocol 3 is needed, and the older one needs no negotiation.
-            "protocol": 2,
         }
+        if _HAS_PROTOCOLS:
+            # Nothing of protocol 3 is needed, and the older one needs no negotiation.
+            options["protocol"] = 2
         if self.uses_tls:
             options |= {
                 "ssl": True,
