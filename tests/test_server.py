@@ -16,6 +16,7 @@ import pytest
 
 from prefork_socketmap import Config, Endpoint, ListenError, RunningServer, Server, SettingError, StartError
 from prefork_socketmap.client import SocketmapClient, TempFail
+from tests.integration.servers.process import free_port
 from tests.serving import (
     DEADLINE,
     Client,
@@ -48,11 +49,6 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def unix(directory: Path) -> str:
     return f"unix:{directory}/socket"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 # Registering.
@@ -126,7 +122,7 @@ def test_an_endpoint_that_is_not_one_is_an_error_that_says_what_is(server: Serve
 
 
 def test_an_address_that_is_in_use_is_an_error_that_names_it(server: Server) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
+    with socket.create_server(("127.0.0.1", free_port())) as other:
         endpoint = f"inet:127.0.0.1:{other.getsockname()[1]}"
         server.listen(endpoint)
         with pytest.raises(ListenError, match=f"cannot listen on {endpoint}: .*in use"):
@@ -526,6 +522,7 @@ def test_a_started_server_ends_with_the_process_that_started_it(server: Server, 
 PRINTING_PROGRAM = """
 import sys
 from prefork_socketmap import Server
+from tests.integration.servers.process import free_port
 
 server = Server()
 server.register_map("map", lambda key: "ok")

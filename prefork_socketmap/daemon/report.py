@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from prefork_socketmap.daemon.backends import BackendReport
 from prefork_socketmap.prefork.counters import OTHER, SERVER_COUNTERS, Totals
 from prefork_socketmap.prefork.scoreboard import Row, Scoreboard, State
 from prefork_socketmap.service import ANY_OTHER_MAP, ENDINGS, NO_SUCH_MAP
@@ -106,6 +107,7 @@ class Report:
     """The SERVER_COUNTERS, by group and name."""
     maps: Sequence[MapReport]
     workers: Sequence[WorkerReport]
+    backends: Sequence[BackendReport] = ()
 
     def count_states(self) -> dict[str, int]:
         """Return how many workers are in each state, for all states."""
@@ -132,8 +134,8 @@ class Finding:
         return self.code == os.EX_OK
 
 
-def make(board: Scoreboard) -> Report:
-    """Read *board*."""
+def make(board: Scoreboard, backends: Sequence[BackendReport] = ()) -> Report:
+    """Read *board*; *backends* is what is known of those."""
     rows = board.rows()
     maps = [MapReport(name) for name in board.names()]
     workers = list(_read_slots(board, rows, maps))
@@ -147,6 +149,7 @@ def make(board: Scoreboard) -> Report:
         events=_read_events(board),
         maps=sorted((each for each in maps if each.is_of_interest), key=lambda each: each.name),
         workers=workers,
+        backends=backends,
     )
 
 

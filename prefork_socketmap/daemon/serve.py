@@ -16,7 +16,8 @@ from pathlib import Path
 from socket import socket
 from typing import Protocol
 
-from prefork_socketmap.daemon import activation, configfile, log, trust
+from prefork_socketmap.daemon import activation, backends, configfile, log, trust
+from prefork_socketmap.daemon.backends import Memory
 from prefork_socketmap.daemon.configfile import Places, Settings
 from prefork_socketmap.daemon.notify import ServiceManager
 from prefork_socketmap.daemon.pidfile import AlreadyRunningError, PidFile
@@ -134,8 +135,8 @@ def _run(
         with _claimed(settings.places, state) as claim:
             _warn(settings)
             master = Master(
-                plan(settings),
-                load=functools.partial(_reload, source),
+                plan(settings, claim.backends),
+                load=functools.partial(_reload, source, claim.backends),
                 observer=Observers([*claim.state_files, ServiceManager(), Launched(launch), Log()]),
                 inherited=inherited,
                 upgrade=Upgrade(source.command("check"), source.command("serve"), claim.descriptors),
@@ -155,11 +156,11 @@ def _run(
     return os.EX_OK
 
 
-def _reload(source: Source) -> Plan:
+def _reload(source: Source, memory: Memory) -> Plan:
     settings = source.load()
     log.set_up("master", settings.log)
     _warn(settings)
-    return plan(settings)
+    return plan(settings, memory)
 
 
 def _fail(launch: Launch, code: int, reason: str) -> int:
@@ -171,6 +172,7 @@ def _fail(launch: Launch, code: int, reason: str) -> int:
 class Claim:
     """What shows that this server runs, for as long as it does."""
 
+    backends: Memory
     state_files: Sequence[StateFile] = ()
     descriptors: dict[str, int] = dataclasses.field(default_factory=dict)
     board: Scoreboard | None = None
@@ -190,7 +192,8 @@ def _claimed(places: Places, state: MasterState | None) -> Iterator[Claim]:
             if not places.are_defaults:
                 raise
             logger.warning("reload, stop and status will not find this server: %s; set runtime_dir", error)
-            claim = Claim()
+            memory = _backends(None, state)
+            claim = Claim(memory, descriptors=memory.descriptors())
         yield claim
 
 
@@ -204,7 +207,15 @@ def _claim(places: Places, state: MasterState | None, held: contextlib.ExitStack
     held.callback(state_file.remove)
     board = Scoreboard.resume(state.board, places.scoreboard) if state else Scoreboard(places.scoreboard)
     held.callback(board.remove)
-    return Claim([state_file], {_PID_FILE: pid_file.fileno()}, board)
+    memory = _backends(places.backends, state)
+    held.callback(memory.remove)
+    return Claim(memory, [state_file], {_PID_FILE: pid_file.fileno(), **memory.descriptors()}, board)
+
+
+def _backends(path: Path | None, state: MasterState | None) -> Memory:
+    """Go on with the memory of the program that was here before, or make new memory."""
+    former = [state.others[name] for name in backends.DESCRIPTORS if name in state.others] if state else []
+    return (Memory.resume(path, *former) if former else None) or Memory.make(path)
 
 
 def _warn(settings: Settings) -> None:

@@ -1,7 +1,8 @@
 """What a worker of the daemon does before it serves: it takes its own account and power, then builds the maps.
 
-Only workers and the commands ``check`` and ``query`` import code of maps: the master may be root, and lives longer
-than the code that a reload brings.
+Only workers and the commands ``check`` and ``query`` import types of maps, their libraries and users' modules: the
+master may be root, and lives longer than the code that a reload brings. What all types are based on is imported here,
+in the master: in each worker it would take 1.5 MiB of memory that they can share.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from prefork_socketmap.daemon import log, privileges
+from prefork_socketmap.daemon.backends import Memory, WorkerBackends
 from prefork_socketmap.daemon.configfile import DEFAULT_MAP, Network, Settings, Table, errors_in, in_file
 from prefork_socketmap.daemon.privileges import Account
+from prefork_socketmap.maps import registry
 from prefork_socketmap.prefork.counters import SlotCounters
 from prefork_socketmap.prefork.plan import Plan
 from prefork_socketmap.service import ANY_OTHER_MAP, DefaultLookup, Lookup, Service, counter_names
@@ -27,12 +30,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("prefork_socketmap.worker")
 
 
-def plan(settings: Settings) -> Plan:
-    """Return what workers do according to *settings*."""
+def plan(settings: Settings, memory: Memory) -> Plan:
+    """Return what workers do according to *settings*; in *memory* they share what they know of backends."""
     return Plan(
         endpoints=settings.endpoints,
         limits=settings.config,
-        start=functools.partial(_start, settings),
+        start=functools.partial(_start, settings, memory),
+        defers=memory.defers,
         names=counter_names(settings.maps, has_default=settings.default_map is not None),
         source=str(settings.path),
         allow=functools.lru_cache(maxsize=1024)(functools.partial(is_allowed, settings.allow)),
@@ -52,9 +56,6 @@ def build_maps(settings: Settings, run_as: Account | None, on_missing: OnMissing
     What their code has no use for is given up before. None of them is open. Raises SettingError for a wrong table.
     With *on_missing*, a library that is not installed costs only the map that needs it (see ``registry.build``).
     """
-    # The registry is ours. Which types, libraries and modules of users it imports, the tables say, and that is later.
-    from prefork_socketmap.maps import registry
-
     tables = dict(settings.maps)
     if settings.default_map is not None:
         # Among the others, so that a chain can be the default.
@@ -73,26 +74,33 @@ def _named_variables(tables: Iterable[Table]) -> list[str]:
     return [value for key, value in keys if key.endswith("_env") and isinstance(value, str)]
 
 
-def open_maps(settings: Settings, on_missing: OnMissing | None = None) -> dict[str, Map]:
+def open_maps(
+    settings: Settings, on_missing: OnMissing | None = None, backends: WorkerBackends | None = None
+) -> dict[str, Map]:
     """Take the workers' account, give up what they have no use for, build all maps and open them.
+
+    With *backends* they share connections, and what is known of backends with other workers.
 
     Raises what ``build_maps`` raises, and whatever a map's code or library raises when it is opened.
     """
     maps = build_maps(settings, settings.account, on_missing)
     with errors_in(settings.path):
         for each in maps.values():
+            if backends:
+                each.share(lambda: backends.links)
             each.open()
     return maps
 
 
-def _start(settings: Settings, counters: SlotCounters) -> Service:
+def _start(settings: Settings, memory: Memory, counters: SlotCounters) -> Service:
+    backends = memory.leave_to_worker(settings.config.process_limit)
     log.set_up("worker", settings.log)
 
     def log_missing(error: MissingLibraryError) -> None:
         problem = "%s; every lookup in this map fails"
         logger.error(problem, in_file(settings.path, error), extra={"map": error.key})
 
-    maps = open_maps(settings, log_missing)
+    maps = open_maps(settings, log_missing, backends)
     for name, each in maps.items():
         if each.cache is not None:
             each.cache.count_in(counters[ANY_OTHER_MAP if name == DEFAULT_MAP else name].extras)

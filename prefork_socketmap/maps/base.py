@@ -24,6 +24,7 @@ from prefork_socketmap.maps.template import Address, Template
 from prefork_socketmap.socketmap.messages import Reply, Status
 
 if TYPE_CHECKING:
+    from prefork_socketmap.maps.backend import Links
     from prefork_socketmap.maps.cache import Cache
 
 log = logging.getLogger("prefork_socketmap.worker.maps")
@@ -147,6 +148,9 @@ class Map(abc.ABC):
 
     def link(self, maps: Mapping[str, Map]) -> None:  # noqa: B027 - most types know of no other map
         """Find other maps of the configuration that this one needs, before any is opened. Raises SettingError."""
+
+    def share(self, links: Callable[[], Links]) -> None:  # noqa: B027 - most types ask no server
+        """Take connections, if the type has any, from those that the maps of this process share."""
 
     def open(self) -> None:
         """Acquire what lookups need, once. Raises what the type's ``prepare`` raises."""

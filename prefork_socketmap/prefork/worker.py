@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import logging
 import os
 import select
@@ -21,7 +20,7 @@ from types import FrameType
 
 from setproctitle import setproctitle
 
-from prefork_socketmap.prefork import orphan
+from prefork_socketmap.prefork import interruption, orphan
 from prefork_socketmap.prefork.channel import Given, Kind
 from prefork_socketmap.prefork.connection import Connection, Handler, Job, reset
 from prefork_socketmap.prefork.descriptors import Descriptors
@@ -29,7 +28,7 @@ from prefork_socketmap.prefork.duty import PLACES
 from prefork_socketmap.prefork.generation import Generation
 from prefork_socketmap.prefork.listener import Listener
 from prefork_socketmap.prefork.scoreboard import RESERVATIONS, RETIRED, SLOW, STOPPING, WATCHED, Cells, Row, State
-from prefork_socketmap.prefork.shared import Shared
+from prefork_socketmap.prefork.shared import Shared, freeze
 from prefork_socketmap.prefork.signals import Handler as SignalHandler
 from prefork_socketmap.prefork.signals import Signals
 from prefork_socketmap.settings import SettingError
@@ -108,6 +107,7 @@ class Worker:
             return 1
         try:
             self._work()
+            self._plan.stop()
         except Exception:
             log.exception("the worker gives up")
             return 1
@@ -120,13 +120,16 @@ class Worker:
         self.job = Job(row.job_cells(), use, self._before_long_job)
         self._cells = row.cells()
         self._signals.enter_child(self._signal_handlers)
+        handlers_run = interruption.handlers_run(signal.SIGUSR2, self._signal_handlers)
         self._set_title("starting")
         counters = self._board.open_counters(row.slot, self._labels)
         self._board.leave_to_child()  # now: what follows is somebody else's code
         self._handler = self._plan.start(counters)
+        if not handlers_run:
+            self._interrupter = interruption.Interrupter(signal.SIGUSR2, self._on_interrupt)
         orphan.ask_for_signal(signal.SIGUSR2)
         # What is there now stays: the collector need not look at it again, nor copy the master's pages to do so.
-        gc.freeze()
+        freeze()
         self._set_title("idle")
 
     def _say_ready(self) -> None:
@@ -155,7 +158,7 @@ class Worker:
         self._descriptors.forget_the_gone()
         self._set_title("idle")
         self.row.set_state(State.RESERVE)
-        if self._duty.wait_in_reserve():
+        if self._duty.wait_in_reserve(self._plan.defers):
             self._serve_on_duty()
         else:
             self._leaving = True
@@ -388,7 +391,7 @@ class Worker:
 
     def _hand_over(self, connection: Connection, *, is_crowded: bool) -> None:
         """Put a new connection into the table, at a place that the master has reserved, and give it a duplicate."""
-        place = self._await_place(connection)
+        place = self._await_place(connection, is_crowded=is_crowded)
         if not place:
             if connection.has_ended:
                 connection.close()
@@ -413,25 +416,25 @@ class Worker:
         if not is_crowded:
             self._put_back(connection)
 
-    def _await_place(self, connection: Connection) -> tuple[int, int] | None:
+    def _await_place(self, connection: Connection, *, is_crowded: bool) -> tuple[int, int] | None:
         """Return a place for a new connection; None when there will be none, or the connection has ended.
 
         As a rule there is one. While the master is away, or behind, the connection is served here, for as long as
-        that keeps nobody waiting.
+        that keeps nobody waiting; but not where the master may yet refuse it (*is_crowded*).
         """
         begun = monotonic()
         while not (place := self.row.take_reservation()):
             waited = monotonic() - begun
             if waited > _PATIENCE:
                 self._before_long_job()
-                if self._must_leave() or orphan.is_orphan(self._shared.lifeline.fd):
+                if orphan.is_orphan(self._shared.lifeline.fd):
                     return None
-            if waited > _LONG_PATIENCE and not self._board.count(State.IDLE, State.RESERVE):
+            if waited > _LONG_PATIENCE and (self._must_leave() or not self._board.count(State.IDLE, State.RESERVE)):
                 return None
             if connection.has_ended:
                 return None
             is_silent = not _is_readable(connection.sock, _MOMENT if self._on_duty else _LONG_MOMENT)
-            if not is_silent and (connection.stage or not self._serve(connection)):
+            if not is_silent and (is_crowded or connection.stage or not self._serve(connection)):
                 time.sleep(_BREATH)
         return place
 

@@ -8,12 +8,14 @@ import functools
 import os
 import platform
 import resource
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tests.bench.load import Load, Loaders
 from tests.bench.measure import ServerProcess
 from tests.bench.report import Figures, render
-from tests.bench.scenarios import SCENARIOS, Scenario
+from tests.bench.scenarios import SCENARIOS, Contender, Scenario
+
+_AT_BOTH_ENDS = 1.0  # seconds for which a contender's company asks longer than the clients that are measured
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -24,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"medians of {options.rounds} alternating rounds of {options.seconds:g} s")
     if options.scenario == "maps":
         _compare_maps(options)
+    elif options.scenario == "change":
+        _change_a_file(options)
     else:
         _compare_servers(options)
 
@@ -33,10 +37,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "scenario",
         nargs="?",
-        choices=[*SCENARIOS, "maps"],
+        choices=[*SCENARIOS, "maps", "change"],
         default="busy",
         metavar="SCENARIO",
-        help=f"{', '.join(SCENARIOS)}, maps (default: %(default)s)",
+        help=f"{', '.join(SCENARIOS)}, maps, change (default: %(default)s)",
     )
     parser.add_argument(
         "-c",
@@ -65,6 +69,13 @@ def _compare_maps(options: argparse.Namespace) -> None:
     print(maps.run(functools.partial(_measure, options=options), options.seconds, options.rounds))
 
 
+def _change_a_file(options: argparse.Namespace) -> None:
+    from tests.bench import change  # by way of the drivers, too
+
+    print("change: a file of a million lines is replaced at the beginning of a round\n")
+    print(change.run(options.seconds, options.rounds, options.processes))
+
+
 def _compare_servers(options: argparse.Namespace) -> None:
     scenario = SCENARIOS[options.scenario]
     print(f"{options.scenario}: {scenario.about}")
@@ -76,13 +87,25 @@ def _run(scenario: Scenario, load: Load, options: argparse.Namespace) -> str:
     """Let the contenders take turns under one load, and return the report."""
     rounds: dict[str, list[Figures]] = {contender.name: [] for contender in scenario.contenders}
     with contextlib.ExitStack() as stack:
-        servers = {contender.name: stack.enter_context(contender.start()) for contender in scenario.contenders}
+        servers = [(contender, stack.enter_context(contender.start())) for contender in scenario.contenders]
         for number in range(options.rounds + 1):
-            for name, server in servers.items():
-                figures = _measure(server, load, options)
+            for contender, server in servers:
+                with _company(contender, server, options):
+                    figures = _measure(server, load, options)
                 if number:  # the first round warms up
-                    rounds[name].append(figures)
+                    rounds[contender.name].append(figures)
     return render(str(load), rounds)
+
+
+@contextlib.contextmanager
+def _company(contender: Contender, server: ServerProcess, options: argparse.Namespace) -> Iterator[None]:
+    """Have the contender's other clients ask meanwhile, if it has any."""
+    if not contender.company:
+        yield
+        return
+    with Loaders(server.port, contender.company, 1) as loaders:
+        loaders.begin(options.seconds + _AT_BOTH_ENDS)
+        yield
 
 
 def _measure(server: ServerProcess, load: Load, options: argparse.Namespace) -> Figures:

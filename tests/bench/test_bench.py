@@ -13,6 +13,7 @@ from tests.bench import __main__ as bench
 from tests.bench.load import Load, Loader, Outcome
 from tests.bench.report import Figures, render
 from tests.bench.scenarios import SCENARIOS
+from tests.integration.servers.process import free_port
 
 
 def test_the_bench_prints_a_line_per_server_and_a_ratio_for_each_baseline(capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,7 +44,7 @@ def outcome_of(answer: bytes, load: Load, seconds: float = 0.2, hangups: int = 0
                 while client.recv(4096) and number >= hangups:
                     client.send(answer)
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", free_port())) as listener:
         server = threading.Thread(target=serve, args=[listener], daemon=True)
         server.start()
         loader = Loader(listener.getsockname()[1], load, range(load.connections))

@@ -16,6 +16,7 @@ import pytest
 from prefork_socketmap import Config, Server
 from prefork_socketmap.prefork.reload import StartError
 from tests.crowd import Board, Crowd, GoodClient, echo
+from tests.integration.servers.process import free_port
 from tests.serving import DEADLINE, Client, Serve, descriptors, kill, serving
 from tests.waiting import eventually
 
@@ -33,7 +34,7 @@ def outcome(limit: int, open_files: int, use: Callable[[str, Server], None]) -> 
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
         server = Server(Config(process_limit=4, min_spare=2, idle_timeout=0.1))
         server.register_map("echo", echo)
-        server.listen("inet:127.0.0.1:0")
+        server.listen(f"inet:127.0.0.1:{free_port()}")
         try:
             with server.start() as running:
                 use(running.endpoints[0], server)
