@@ -36,6 +36,7 @@ from prefork_socketmap.socketmap import messages, netstring
 
 MAN = Path(__file__).parent.parent / "man"
 PAGES = sorted(MAN.glob("*.[1-9]"))
+README = MAN.parent / "README.md"
 COMMANDS = MAN / "prefork-socketmap.8"
 CONFIGURATION = MAN / "prefork-socketmap.toml.5"
 LIBRARY = MAN / "prefork_socketmap.3"
@@ -244,6 +245,12 @@ def test_no_option_is_invented() -> None:
         for option in re.findall(r"Fl (\S+)", line)
     }
     assert documented == real
+
+
+def test_the_manual_tells_to_install_as_the_readme_does() -> None:
+    page = displays(sections(COMMANDS)["INSTALLATION"])
+    section = README.read_text().partition("\n## Install\n")[2].partition("\n## ")[0]
+    assert page == re.findall(r"```sh\n(.*?)```", section, flags=re.DOTALL)
 
 
 # The status.

@@ -77,6 +77,7 @@ def parser() -> Parser:
     _add_query(commands)
     _add_convert(commands)
     _add_cache(commands)
+    _add_install(commands)
     return top
 
 
@@ -193,6 +194,34 @@ def _add_cache(commands: argparse._SubParsersAction[Parser]) -> None:
     cache.add_argument("map", metavar="MAP", help="the name of a map in the config file")
     cache.add_argument("key", metavar="KEY", nargs="?", help="get: of which key; purge: this one instead of all")
     cache.set_defaults(run="cache:cache")
+
+
+def _add_install(commands: argparse._SubParsersAction[Parser]) -> None:
+    install = commands.add_parser(
+        "install",
+        help="make the server a service of this machine",
+        description="Put configuration, units or init script, and manual pages in place, and make the user that the "
+        "server runs as. What was changed by hand is kept.",
+    )
+    kinds = install.add_mutually_exclusive_group(required=True)
+    kinds.add_argument("--systemd", action="store_true", help="for systemd: units, sysusers.d, tmpfiles.d")
+    kinds.add_argument("--init", action="store_true", help="for any other init: a script for /etc/init.d")
+    uninstall = commands.add_parser(
+        "uninstall",
+        help="take back what install did",
+        description="Take back what install did, but for what was changed by hand since.",
+    )
+    for command in (install, uninstall):
+        command.add_argument(
+            "--prefix",
+            metavar="DIR",
+            type=Path,
+            default=Path("/"),
+            help="the root of the machine (default: %(default)s); below any other one only files are made",
+        )
+        command.add_argument("--dry-run", action="store_true", help="tell what would be done, and do nothing")
+    install.set_defaults(run="install:install")
+    uninstall.set_defaults(run="install:uninstall")
 
 
 def _add_config(command: Parser) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import functools
 import logging
 import os
@@ -35,6 +36,7 @@ logger = logging.getLogger("prefork_socketmap.master")
 
 _PID_FILE = "pid_file"
 _LAST_STANDARD = 2
+_FORBIDDEN = (errno.EPERM, errno.EACCES, errno.EROFS)
 
 
 class Launch(Protocol):
@@ -149,7 +151,8 @@ def _run(
     except StartError as error:
         return _fail(launch, os.EX_CONFIG if error.is_setting else os.EX_UNAVAILABLE, str(error))
     except OSError as error:
-        return _fail(launch, os.EX_UNAVAILABLE, str(error))
+        # What is forbidden stays so, however often a service manager tries again.
+        return _fail(launch, os.EX_NOPERM if error.errno in _FORBIDDEN else os.EX_UNAVAILABLE, str(error))
     except AlreadyRunningError as error:
         return _fail(launch, 1, str(error))
     return os.EX_OK

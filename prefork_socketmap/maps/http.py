@@ -33,6 +33,10 @@ from prefork_socketmap.maps.template import Address, Template
 from prefork_socketmap.maps.tls import TlsSettings
 from prefork_socketmap.socketmap.messages import Reply
 
+if not hasattr(urllib3, "BaseHTTPResponse"):
+    # Version 1, which Debian 12 has, takes half an answer for a whole one, and keeps no connection.
+    raise ImportError("urllib3 2.2 or newer; an older one is installed")
+
 # More than Postfix takes from a table (100000 bytes), so that the reply's own limit speaks first.
 _MAX_BODY = 1_000_000
 _CHUNK = 65536

@@ -40,6 +40,8 @@ _SENTINEL_PORT = 26379
 # The commands that can be asked with, and how many arguments each has.
 _COMMANDS = {"GET": 1, "HGET": 2, "SISMEMBER": 2}
 _SERVICE = re.compile(r"[A-Za-z0-9._-]+")
+_REDIRECTIONS = {"ASK": AskError, "MOVED": MovedError}
+_HAS_PROTOCOLS = redis.VERSION >= (5,)  # Debian 12 has 4.3
 _LOST = (redis.ConnectionError, OSError)
 _MOST_REDIRECTIONS = 3
 # What stands in the place of a key when a node is asked for the cluster's topology.
@@ -167,8 +169,10 @@ class RedisMap(TlsSettings, NetworkMap[redis.Redis]):
             if self._is_asking:
                 connection.execute_command("ASKING")
             answer = connection.execute_command(self.query.word, *arguments)
-        except AskError as error:
-            raise ElsewhereError(error, _node(error.host or _host_of(connection), error.port)) from error
+        except redis.ResponseError as error:
+            if isinstance(found := _typed(error), AskError):
+                raise ElsewhereError(found, _node(found.host or _host_of(connection), found.port)) from error
+            raise
         if self.query.word == "SISMEMBER":
             return arguments[-1:] if answer else None
         return None if answer is None else [to_text(answer)]
@@ -270,9 +274,10 @@ class RedisMap(TlsSettings, NetworkMap[redis.Redis]):
             "socket_connect_timeout": timeout,
             "socket_timeout": timeout,
             "retry": Retry(NoBackoff(), 0),
-            # Nothing of protocol 3 is needed, and the older one needs no negotiation.
-            "protocol": 2,
         }
+        if _HAS_PROTOCOLS:
+            # Nothing of protocol 3 is needed, and the older one needs no negotiation.
+            options["protocol"] = 2
         if self.uses_tls:
             options |= {
                 "ssl": True,
@@ -288,6 +293,13 @@ class RedisMap(TlsSettings, NetworkMap[redis.Redis]):
 
 def _host_of(connection: redis.Redis) -> str:
     return str(connection.connection_pool.connection_kwargs["host"])
+
+
+def _typed(error: redis.ResponseError) -> redis.ResponseError:
+    """Return *error* as what its first word says; redis-py 4 tells these apart in its client for clusters alone."""
+    word, _, rest = str(error).partition(" ")
+    kind = _REDIRECTIONS.get(word)
+    return kind(rest) if kind else error
 
 
 def _node(name: str, port: int) -> str:
