@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -398,8 +399,9 @@ def test_a_server_serves_in_a_thread_and_leaves_the_signals_alone(server: Server
 
 
 @pytest.fixture
-def in_thread(unix: str) -> Iterator[Callable[[], None]]:
+def in_thread(unix: str, caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], None]]:
     """Serve in a thread of this process, with one worker; stopped in the end."""
+    caplog.set_level(logging.INFO)
     server = Server(Config(process_limit=1))
     server.register_map("map", say_ok)
     server.listen(unix)
@@ -407,7 +409,8 @@ def in_thread(unix: str) -> Iterator[Callable[[], None]]:
 
     def start() -> None:
         thread.start()
-        serving(unix).close()
+        # It answers a moment before the master knows; a worker that dies then is the end of the start.
+        eventually(lambda: f"serving {unix}" in caplog.messages, DEADLINE)
 
     yield start
     server.shutdown(DEADLINE)
