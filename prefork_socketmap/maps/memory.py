@@ -26,10 +26,13 @@ class Remembered(NamedTuple):
 
 
 class Memory(Protocol):
-    """What a map remembers. All of these raise OSError when the memory cannot be read or written."""
+    """What a map remembers. All of these raise OSError when the memory cannot be read or written.
+
+    Keys are as ``Map.remembered_key`` returns them. The map is built, but not open.
+    """
 
     def recall(self, key: str) -> Remembered | None:
-        """Return what is remembered of *key*, as Postfix would ask it; None if nothing is."""
+        """Return what is remembered of *key*; None if nothing is."""
 
     def recall_all(self) -> Iterator[Remembered]:
         """Iterate over all that is remembered, in no order."""

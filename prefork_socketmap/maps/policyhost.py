@@ -1,20 +1,20 @@
 """The policy of a domain, from its policy host over HTTPS: RFC 8461, 3.3.
 
 The host is a stranger's. It gets one request, a bounded time, and room for a policy; its certificate has to be valid
-for its name; a redirection, another status or another type is no policy. The driver is urllib3, as in ``http``.
+for its name; a redirection, another status or another type is no policy.
+
+For one request, without a redirection or a connection that is kept, Python's own ``http.client`` is enough.
 """
 
 from __future__ import annotations
 
 import http
 import http.client
+import socket
 import ssl
 import time
 from collections.abc import Sequence
 from typing import Any
-
-import urllib3
-from urllib3.connection import HTTPSConnection
 
 from prefork_socketmap.maps import httpanswer, mtasts
 from prefork_socketmap.maps.mtasts import Policy, PolicyError
@@ -24,7 +24,6 @@ LARGEST_POLICY = 65536
 """Bytes; 3.3 suggests it."""
 _LARGEST_ANSWER = 2 * LARGEST_POLICY  # with the headers
 _PATH = "/.well-known/mta-sts.txt"
-_CHUNK = 16384
 _LEAST_SHARE = 0.1
 
 
@@ -48,10 +47,10 @@ def fetch(host: str, addresses: Sequence[str], context: ssl.SSLContext, deadline
     problem = "it has no address"
     for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
         share = max((deadline - time.monotonic()) / left, _LEAST_SHARE)
-        connection = HTTPSConnection(address, PORT, timeout=share, ssl_context=context, server_hostname=host)
+        connection = _Connection(address, host, context, share)
         try:
             connection.connect()
-        except (OSError, urllib3.exceptions.HTTPError) as error:
+        except OSError as error:
             problem = _connect_problem(error)
         else:
             return _get(connection, host, deadline)
@@ -60,31 +59,26 @@ def fetch(host: str, addresses: Sequence[str], context: ssl.SSLContext, deadline
     raise FetchError(f"https://{host}{_PATH}: {problem}")
 
 
-def _connect_problem(error: Exception) -> str:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"its certificate is not valid: {cause.verify_message}"
-        if isinstance(cause, ssl.SSLError):
-            return "it does not speak TLS with us"
-        if isinstance(cause, TimeoutError | urllib3.exceptions.TimeoutError):
-            return "it does not answer in time"
-        if isinstance(cause, OSError) and cause.strerror:
-            return f"it cannot be reached: {cause.strerror}"
-        cause = cause.__cause__ or cause.__context__
-    return "it cannot be reached"
+def _connect_problem(error: OSError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not valid: {error.verify_message}"
+    if isinstance(error, TimeoutError):
+        return "it does not answer in time"
+    if isinstance(error, ssl.SSLError):
+        return "it does not speak TLS with us"
+    return f"it cannot be reached: {error.strerror or 'the connection is closed'}"
 
 
-def _get(connection: HTTPSConnection, host: str, deadline: float) -> Policy:
+def _get(connection: _Connection, host: str, deadline: float) -> Policy:
     where = f"https://{host}{_PATH}"
     sock: Any = connection.sock
     sock.bound(deadline, _LARGEST_ANSWER)
     try:
-        connection.request("GET", _PATH, headers={"Host": host, "Accept": "text/plain"}, preload_content=False)
+        connection.request("GET", _PATH, headers={"Host": host, "Accept": "text/plain"})
         response = connection.getresponse()
         _require(where, response)
         body = _body(where, response)
-    except (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise FetchError(f"{where}: the answer does not come, not in time, or is too large") from error
     try:
         return mtasts.policy(body)
@@ -92,7 +86,7 @@ def _get(connection: HTTPSConnection, host: str, deadline: float) -> Policy:
         raise PolicyError(f"{where}: {error}") from None
 
 
-def _require(where: str, response: urllib3.BaseHTTPResponse) -> None:
+def _require(where: str, response: http.client.HTTPResponse) -> None:
     if response.status != http.HTTPStatus.OK:
         raise FetchError(f"{where}: HTTP status {response.status}")
     kind = httpanswer.media_type(response.headers.get("Content-Type"))
@@ -102,13 +96,29 @@ def _require(where: str, response: urllib3.BaseHTTPResponse) -> None:
         raise FetchError(f"{where}: the answer is compressed, which it was not asked for")
 
 
-def _body(where: str, response: urllib3.BaseHTTPResponse) -> bytes:
-    body = bytearray()
-    while chunk := response.read1(_CHUNK, decode_content=False):
-        body += chunk
-        if len(body) > LARGEST_POLICY:
-            raise FetchError(f"{where}: the policy has more than {LARGEST_POLICY} bytes")
-    return bytes(body)
+def _body(where: str, response: http.client.HTTPResponse) -> bytes:
+    body = response.read()  # all of it: only then is half an answer told from a whole one
+    if len(body) > LARGEST_POLICY:
+        raise FetchError(f"{where}: the policy has more than {LARGEST_POLICY} bytes")
+    return body
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection to *address* for one request to *host*; *share*: the seconds in which it has to be there."""
+
+    def __init__(self, address: str, host: str, context: ssl.SSLContext, share: float) -> None:
+        super().__init__(address, PORT, timeout=share)
+        self._host = host
+        self._context = context
+        self._share = share
+
+    def connect(self) -> None:
+        """Connect, and shake hands."""
+        end = time.monotonic() + self._share
+        super().connect()
+        sock: socket.socket = self.sock
+        sock.settimeout(max(end - time.monotonic(), _LEAST_SHARE))
+        self.sock = self._context.wrap_socket(sock, server_hostname=self._host)
 
 
 class _BoundedSocket(ssl.SSLSocket):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prefork_socketmap.maps.memory import Remembered
-from prefork_socketmap.maps.nexthop import parse
 from prefork_socketmap.maps.policystore import Store, Stored
 from prefork_socketmap.socketmap.messages import Reply
 
@@ -18,9 +17,8 @@ class PolicyMemory:
 
     def recall(self, key: str) -> Remembered | None:
         """Return what is remembered of a next hop."""
-        next_hop = parse(key)
-        stored = self._store.get(str(next_hop)) if next_hop else None
-        return _remembered(str(next_hop), stored) if stored else None
+        stored = self._store.get(key)
+        return _remembered(key, stored) if stored else None
 
     def recall_all(self) -> Iterator[Remembered]:
         """Iterate over all next hops."""
@@ -28,8 +26,7 @@ class PolicyMemory:
 
     def forget(self, key: str) -> bool:
         """Forget a next hop, its policy included."""
-        next_hop = parse(key)
-        return next_hop is not None and self._store.remove(str(next_hop))
+        return self._store.remove(key)
 
     def forget_all(self) -> int:
         """Forget all next hops."""

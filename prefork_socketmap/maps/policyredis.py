@@ -13,19 +13,20 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefork_socketmap import settings
 from prefork_socketmap.maps.base import LookupFailedError
-from prefork_socketmap.maps.network import UnreachableError
 from prefork_socketmap.maps.policystore import Stored, StoreError
 from prefork_socketmap.maps.redis import RedisMap
+from prefork_socketmap.socketmap.messages import to_text
 
 if TYPE_CHECKING:
     import redis
-    from redis.cluster import RedisCluster
+
+    from prefork_socketmap.maps.backend import Links
 
 _CONNECTION_KEYS = (
     "hosts", "sentinel", "cluster", "dbname", "user", "password", "password_file", "password_env", "timeout",
@@ -37,26 +38,42 @@ redis.call('del', KEYS[2])
 if ARGV[2] ~= '' then redis.call('set', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
 return 1
 """
-_SCAN = 500
+_SCAN = "(all keys)"
+_COUNT = 500
 
 
-class _Server(RedisMap):
+class PolicyRedisMap(RedisMap):
     """The type ``redis``, for any command in place of a lookup: it reconnects, and leaves a dead server alone."""
 
     def __init__(self, name: str, table: Mapping[str, object], base: Path) -> None:
         super().__init__(name, {**table, "query": "GET %s"}, base)
-        self._words: tuple[Any, ...] = ()
-        self._result: Any = None
+        self._key = ""
+        self._words: Sequence[str | int] = ()
+        self._answer: Any = None
 
-    def command(self, *words: Any) -> Any:
-        """Return what the server answers. Raises LookupFailedError."""
-        self._words = words
-        self.find("")
-        return self._result
+    def do(self, key: str, *words: str | int) -> Any:
+        """Return the answer to a command that is about *key*. Raises LookupFailedError."""
+        self._key, self._words = key, words
+        self.find(key)
+        return self._answer
 
-    def ask(self, connection: redis.Redis | RedisCluster, key: str) -> Sequence[str] | None:  # noqa: ARG002
+    def keys(self, pattern: str) -> Iterator[str]:
+        """Iterate over the keys that match, on all nodes of a cluster. Raises LookupFailedError."""
+        for link in self.all_links():
+            cursor = 0
+            while True:
+                self._key, self._words = _SCAN, ("SCAN", cursor, "MATCH", pattern, "COUNT", _COUNT)
+                self.find_at(link, _SCAN)
+                cursor, found = self._answer
+                yield from map(to_text, found)
+                if not int(cursor):
+                    break
+
+    def ask(self, connection: redis.Redis, key: str) -> Sequence[str] | None:
         """Send the command."""
-        self._result = connection.execute_command(*self._words)
+        if key is not self._key:  # which node of a cluster has what
+            return super().ask(connection, key)
+        self._answer = self.command(connection, *self._words)
         return None
 
 
@@ -69,18 +86,22 @@ class RedisStore:
     def __init__(self, name: str, table: Mapping[str, object], base: Path) -> None:
         """Raises SettingError."""
         settings.reject_unknown(f"maps.{name}.redis.", table, _CONNECTION_KEYS)
-        self._make = lambda: _Server(f"{name}.redis", table, base)
+        self._make = lambda: PolicyRedisMap(f"{name}.redis", table, base)
         self._prefix = f"prefork-socketmap:{name}:"
         # A connection for each thread: redis-py's are not for several.
         self._local = threading.local()
         self._server()
+
+    def share(self, links: Callable[[], Links]) -> None:
+        """Take this thread's connection from those that the maps of this process share."""
+        self._server().share(links)
 
     def prepare(self) -> None:
         """Do nothing: the first lookup connects."""
 
     def get(self, key: str) -> Stored | None:
         """Return what is remembered of *key*."""
-        return _parsed(self._ask("GET", self._key(key)))
+        return _parsed(self._ask(key, "GET", self._key(key)))
 
     def put(self, key: str, stored: Stored, claim: str) -> None:
         """Remember *stored*, and end *claim*; do nothing if that has ended."""
@@ -89,7 +110,8 @@ class RedisStore:
     def claim(self, key: str, seconds: float) -> str | None:
         """Claim *key* for so long; return the claim, None while somebody else has one."""
         token = secrets.token_hex(8)
-        return token if self._ask("SET", self._claim_key(key), token, "NX", "PX", int(seconds * 1000)) else None
+        words = ("SET", self._claim_key(key), token, "NX", "PX", int(seconds * 1000))
+        return token if self._ask(key, *words) else None
 
     def give_back(self, key: str, claim: str) -> None:
         """End *claim* without an answer."""
@@ -103,8 +125,8 @@ class RedisStore:
 
     def remove(self, key: str) -> bool:
         """Forget *key*; return whether anything was remembered."""
-        self._ask("DEL", self._claim_key(key))
-        return bool(self._ask("DEL", self._key(key)))
+        self._ask(key, "DEL", self._claim_key(key))
+        return bool(self._ask(key, "DEL", self._key(key)))
 
     def clear(self) -> int:
         """Forget everything; return how much it was."""
@@ -112,7 +134,7 @@ class RedisStore:
 
     def close(self) -> None:
         """Close this thread's connection."""
-        found: _Server | None = self._local.__dict__.pop("server", None)
+        found: PolicyRedisMap | None = self._local.__dict__.pop("server", None)
         if found is not None:
             found.release()
 
@@ -125,19 +147,18 @@ class RedisStore:
 
     def _keys(self) -> list[str]:
         with self._errors():
-            found = self._server().connect_now().scan_iter(match=f"{_literal(self._prefix)}{{*}}", count=_SCAN)
-            names = [each.decode() if isinstance(each, bytes) else each for each in found]
+            names = set(self._server().keys(f"{_literal(self._prefix)}{{*}}"))
         return [name[len(self._prefix) + 1 : -1] for name in names]
 
     def _end(self, key: str, claim: str, value: str, milliseconds: int) -> None:
-        self._ask("EVAL", _PUT, 2, self._key(key), self._claim_key(key), claim, value, milliseconds)
+        self._ask(key, "EVAL", _PUT, 2, self._key(key), self._claim_key(key), claim, value, milliseconds)
 
-    def _ask(self, *command: Any) -> Any:
+    def _ask(self, key: str, *command: str | int) -> Any:
         with self._errors():
-            return self._server().command(*command)
+            return self._server().do(self._key(key), *command)
 
-    def _server(self) -> _Server:
-        found: _Server | None = getattr(self._local, "server", None)
+    def _server(self) -> PolicyRedisMap:
+        found: PolicyRedisMap | None = getattr(self._local, "server", None)
         if found is None:
             found = self._local.server = self._make()
         return found
@@ -146,7 +167,7 @@ class RedisStore:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except (LookupFailedError, UnreachableError, *self._server().errors) as error:
+        except (LookupFailedError, *self._server().errors) as error:
             raise StoreError(str(error)) from error
 
 

@@ -16,9 +16,12 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from prefork_socketmap.maps.backend import Links
 
 _LAYOUT = 1
 _PATIENCE = 5.0  # seconds for another process to finish writing
@@ -50,7 +53,10 @@ class Stored(NamedTuple):
 
 
 class Store(Protocol):
-    """What the map needs of a store. All of these raise StoreError."""
+    """What the map needs of a store. All of these but ``share`` raise StoreError."""
+
+    def share(self, links: Callable[[], Links]) -> None:
+        """Take connections, if there are any, from those that the maps of this process share."""
 
     def prepare(self) -> None:
         """Find out whether the store can be used, as far as that needs no waiting."""
@@ -105,6 +111,9 @@ class SqliteStore:
         self._next_tidying = 0.0
         # A connection for each thread; those of threads that have ended are closed with them.
         self._local = threading.local()
+
+    def share(self, links: Callable[[], Links]) -> None:
+        """Do nothing: there is a file."""
 
     def prepare(self) -> None:
         """Make the file, if need be. Raises StoreError when it cannot be used."""

@@ -13,8 +13,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefork_socketmap import settings
 from prefork_socketmap.maps import policyhost
@@ -28,7 +29,10 @@ from prefork_socketmap.maps.policystore import SqliteStore, Store, Stored, Store
 from prefork_socketmap.maps.setting import setting
 from prefork_socketmap.socketmap.messages import Reply
 
-DEFAULT_CACHE = "/var/lib/prefork-socketmap/tls-policy.sqlite"
+if TYPE_CHECKING:
+    from prefork_socketmap.maps.backend import Links
+
+DEFAULT_CACHE = "/var/cache/prefork-socketmap/tls-policy.sqlite"
 
 # Seconds.
 # Part of an answer's life after which who asks has it refreshed.
@@ -111,6 +115,10 @@ class TlsPolicyMap(Map):
         self._store = self._make_store()
         self._basis = f"dane={self.dane:d} mta_sts={self.mta_sts:d} tlsrpt={self.tlsrpt:d}"
         self._refreshes = threading.BoundedSemaphore(_MOST_REFRESHES)
+
+    def share(self, links: Callable[[], Links]) -> None:
+        """Share the connection to Redis, and what is known of it."""
+        self._store.share(links)
 
     def prepare(self) -> None:
         """Open the store. Raises SettingError."""
