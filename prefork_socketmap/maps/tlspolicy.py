@@ -43,6 +43,10 @@ _GRACE = 2.0
 _LOOK = 0.02
 _MOST_REFRESHES = 4
 
+_NOT_WITH_REDIS = ("policy_cache", "cache_size")
+# The cache of the other types knows nothing of policies.
+_OF_OTHER_TYPES = ("cache_ttl", "negative_cache_ttl", "cache_bytes", "cache_file", "stale_ttl")
+
 
 def _resolvers(key: str, value: object) -> tuple[Resolver, ...]:
     texts = settings.texts(key, value)
@@ -102,10 +106,12 @@ class TlsPolicyMap(Map):
         super().__init__(name, table, base)
         if not self.dane and not self.mta_sts:
             raise settings.SettingError(f"maps.{name}.mta_sts", "cannot be false together with dane")
-        if self.redis is not None and "policy_cache" in table:
-            raise settings.SettingError(f"maps.{name}.policy_cache", "cannot be together with redis")
-        if self.redis is not None and "cache_size" in table:
-            raise settings.SettingError(f"maps.{name}.cache_size", "cannot be together with redis")
+        for key in _NOT_WITH_REDIS if self.redis is not None else ():
+            if key in table:
+                raise settings.SettingError(f"maps.{name}.{key}", "cannot be together with redis")
+        for key in _OF_OTHER_TYPES:
+            if key in table:
+                raise settings.SettingError(f"maps.{name}.{key}", "is not for tls-policy, which remembers by itself")
         self._client = DnsClient(self.resolver, self.trusted_resolver, self.query_timeout)
         self._tls_file = str(base / self.tls_CAfile) if self.tls_CAfile else None
         try:

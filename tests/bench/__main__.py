@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _compare_caches(options)
     elif options.scenario == "change":
         _change_a_file(options)
+    elif options.scenario == "tls-policy":
+        _compare_tls_policies(options)
     else:
         _compare_servers(options)
 
@@ -39,10 +41,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "scenario",
         nargs="?",
-        choices=[*SCENARIOS, "maps", "cache", "change"],
+        choices=[*SCENARIOS, "maps", "cache", "change", "tls-policy"],
         default="busy",
         metavar="SCENARIO",
-        help=f"{', '.join(SCENARIOS)}, maps, cache, change (default: %(default)s)",
+        help=f"{', '.join(SCENARIOS)}, maps, cache, change, tls-policy (default: %(default)s)",
     )
     parser.add_argument(
         "-c",
@@ -83,6 +85,15 @@ def _change_a_file(options: argparse.Namespace) -> None:
 
     print("change: a file of a million lines is replaced at the beginning of a round\n")
     print(change.run(options.seconds, options.rounds, options.processes))
+
+
+def _compare_tls_policies(options: argparse.Namespace) -> None:
+    from tests.bench import tlspolicies  # needs root, DNS servers, and a package registry
+
+    print("tls-policy: answers that are remembered, here and by postfix-mta-sts-resolver")
+    loads = [Load(number) for number in options.connections or (1, 8)]
+    for report in tlspolicies.run(functools.partial(_measure, options=options), loads, options.rounds):
+        print(f"\n{report}", flush=True)
 
 
 def _compare_servers(options: argparse.Namespace) -> None:
