@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 import socket
@@ -34,6 +35,7 @@ class NextHop(NamedTuple):
         return name if self.port == _SMTP else f"{name}:{self.port}"
 
 
+@functools.lru_cache(maxsize=1024)  # it is most of what an answer that is remembered costs
 def parse(key: str) -> NextHop | None:
     """Return the next hop that *key* is; None for what cannot have a policy.
 

@@ -94,6 +94,7 @@ CREATE TABLE IF NOT EXISTS policies (
     PRIMARY KEY (map, key)
 ) WITHOUT ROWID
 """
+_GET = f"SELECT {_COLUMNS} FROM policies WHERE map = ? AND key = ? AND stored IS NOT NULL"  # noqa: S608
 # Of two processes that do this at a time, one changes the row.
 _CLAIM = """
 INSERT INTO policies (map, key, claim, claimed_until) VALUES (?1, ?2, ?3, ?4)
@@ -144,12 +145,11 @@ class SqliteStore:
 
     def get(self, key: str) -> Stored | None:
         """Return what is remembered of *key*."""
-        with self._errors():
-            row = self._connection().execute(
-                f"SELECT {_COLUMNS} FROM policies WHERE map = ? AND key = ? AND stored IS NOT NULL",  # noqa: S608
-                (self._name, key),
-            ).fetchone()  # fmt: skip
-        return None if row is None else Stored(*row)
+        try:
+            row = self._connection().execute(_GET, (self._name, key)).fetchone()
+        except sqlite3.Error as error:
+            raise StoreError(str(error)) from error
+        return None if row is None else Stored._make(row)
 
     def put(self, key: str, stored: Stored, claim: str) -> None:
         """Remember *stored*, and end *claim*; do nothing if that has ended."""

@@ -560,6 +560,7 @@ def test_the_steps_to_an_answer_are_told_at_debug(make: MakeMap, caplog: pytest.
         ({"trusted_resolver": ["1.2.3"]}, "maps.m.trusted_resolver: ['1.2.3'] is not accepted here; expected IP"),
         ({"tls_CAfile": "/nowhere"}, "maps.m.tls_CAfile: cannot be used: "),
         ({"redis": {"hosts": ["h"]}, "policy_cache": "x"}, "maps.m.policy_cache: cannot be together with redis"),
+        ({"cache_ttl": 60}, "maps.m.cache_ttl: is not for tls-policy, which remembers by itself"),
         ({"redis": {"hosts": ["h"]}, "cache_size": 5}, "maps.m.cache_size: cannot be together with redis"),
         ({"redis": {"hosts": ["h"], "query": "GET %s"}}, "maps.m.redis.query: unknown key"),
         ({"redis": {}}, "maps.m.redis.hosts: is missing"),
