@@ -10,6 +10,7 @@ What a domain publishes is found out by ``domainpolicy``.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -120,7 +121,7 @@ class TlsPolicyMap(Map):
             raise settings.SettingError(f"maps.{name}.tls_CAfile", f"cannot be used: {error}") from error
         self._store = self._make_store()
         self._basis = f"dane={self.dane:d} mta_sts={self.mta_sts:d} tlsrpt={self.tlsrpt:d}"
-        self._refreshes = threading.BoundedSemaphore(_MOST_REFRESHES)
+        self._refreshing: set[str] = set()
 
     def share(self, links: Callable[[], Links]) -> None:
         """Share the connection to Redis, and what is known of it."""
@@ -158,7 +159,7 @@ class TlsPolicyMap(Map):
         try:
             return self._policy_of(str(next_hop), next_hop)
         except StoreError as error:
-            self.complaints.log(logging.ERROR, "the cache is not available: %s", error)
+            self._complain_of_store(error)
             raise self._unavailable("the cache is not available") from error
 
     def _policy_of(self, key: str, next_hop: NextHop) -> Sequence[str] | None:
@@ -167,16 +168,34 @@ class TlsPolicyMap(Map):
         if stored is not None and self._holds(stored, now):
             if stored.refresh_after <= now:
                 self._refresh_beside(key, next_hop)
-            log.debug("map %s: %s is remembered, for %.0f s more", self.name, key, stored.usable_until - now)
+            if log.isEnabledFor(logging.DEBUG):
+                self._tell(key, stored, now)
         else:
             stored = self._wait_for(key, next_hop)
         if stored.failure:
             raise self._unavailable(stored.failure)
         return (stored.answer,) if stored.answer else None
 
+    def _tell(self, key: str, stored: Stored, now: float) -> None:
+        """Tell what is remembered, and of what it came."""
+        log.debug(
+            "map %s: %s is remembered since %.0f s, for %.0f s more; it is refreshed by who asks in %.0f s%s",
+            self.name, key, now - stored.stored, stored.usable_until - now, max(stored.refresh_after - now, 0),
+            f"; {stored.failure}" if stored.failure else "",
+        )  # fmt: skip
+        known = Known.load(stored.details)
+        if policy := known.live_policy:
+            log.debug(
+                "map %s: %s: MTA-STS: id %s, fetched %.0f s ago, expires in %.0f s: %s",
+                self.name, key, known.id, now - known.fetched, known.expires - now, "; ".join(policy.lines)[:1000],
+            )  # fmt: skip
+
     def _holds(self, stored: Stored, now: float) -> bool:
         # Who sets the clock back shall not make an answer live for ever.
         return stored.basis == self._basis and stored.stored <= now + SHORTEST and now < stored.usable_until
+
+    def _complain_of_store(self, error: StoreError) -> None:
+        self.complaints.log(logging.ERROR, "the cache is not available: %s", error)
 
     def _unavailable(self, problem: str) -> LookupFailedError:
         return LookupFailedError(Reply.temp_fail(f"map {self.name}: {problem}"))
@@ -187,7 +206,12 @@ class TlsPolicyMap(Map):
         """Look for an answer, or wait until another worker has found one."""
         deadline = time.monotonic() + self.timeout
         while True:
-            claim = self._store.claim(key, self.timeout + _GRACE)
+            try:
+                claim = self._store.claim(key, self.timeout + _GRACE)
+            except StoreError as error:
+                # It can be read, but not written: the disk is full, say. What is known of policies counts still.
+                self._complain_of_store(error)
+                return self._looked_for(next_hop, self._store.get(key))
             stored = self._store.get(key)
             if stored is not None and self._holds(stored, time.time()):
                 if claim:
@@ -200,34 +224,33 @@ class TlsPolicyMap(Map):
             time.sleep(_LOOK)
 
     def _refresh_beside(self, key: str, next_hop: NextHop) -> None:
-        """Have an answer refreshed by a thread, unless somebody does that, or much is being refreshed already."""
-        if not self._refreshes.acquire(blocking=False):
+        """Have an answer refreshed by a thread, unless one does that, or much is being refreshed already."""
+        if key in self._refreshing or len(self._refreshing) >= _MOST_REFRESHES:
             return
-        claim = None
+        self._refreshing.add(key)
+        try:
+            threading.Thread(
+                target=self._refresh_in_thread, args=(key, next_hop), name=f"refresh {key}", daemon=True
+            ).start()
+        except RuntimeError as error:  # the system has no room for a thread
+            self._refreshing.discard(key)
+            self.complaints.log(logging.ERROR, "%s cannot be refreshed: %s", key, error)
+
+    def _refresh_in_thread(self, key: str, next_hop: NextHop) -> None:
+        # The claim, too, is taken here: a store may have to be waited for.
         try:
             claim = self._store.claim(key, self.timeout + _GRACE)
-        finally:
-            if claim is None:
-                self._refreshes.release()
-        if claim is not None:
-            arguments = (key, next_hop, claim)
-            threading.Thread(
-                target=self._refresh_in_thread, args=arguments, name=f"refresh {key}", daemon=True
-            ).start()
-
-    def _refresh_in_thread(self, key: str, next_hop: NextHop, claim: str) -> None:
-        try:
             stored = self._store.get(key)
-            # Another worker may have done it since this one has looked.
-            if stored is not None and stored.refresh_after > time.time():
-                self._store.give_back(key, claim)
-            else:
+            now = time.time()
+            if claim and stored is not None and self._holds(stored, now) and stored.refresh_after > now:
+                self._store.give_back(key, claim)  # another worker has done it since this one has looked
+            elif claim:
                 self._refresh(key, next_hop, stored, claim)
         except Exception as error:  # noqa: BLE001 - what nobody else would hear of
             self.complaints.log(logging.ERROR, "%s cannot be refreshed: %s", key, error)
         finally:
             self._store.close()
-            self._refreshes.release()
+            self._refreshing.discard(key)
 
     def _refresh(self, key: str, next_hop: NextHop, before: Stored | None, claim: str) -> Stored:
         """Look for an answer, remember it, and return it."""
@@ -235,9 +258,13 @@ class TlsPolicyMap(Map):
             stored = self._looked_for(next_hop, before)
         except BaseException:
             # A lookup past its time, or a mistake of ours: the next one shall not wait until the claim ends.
-            self._store.give_back(key, claim)
+            with contextlib.suppress(StoreError):
+                self._store.give_back(key, claim)
             raise
-        self._store.put(key, stored, claim)
+        try:
+            self._store.put(key, stored, claim)
+        except StoreError as error:
+            self._complain_of_store(error)
         return stored
 
     def _looked_for(self, next_hop: NextHop, before: Stored | None) -> Stored:

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from prefork_socketmap.socketmap.messages import Reply, Status
 from tests.integration.servers.policyhosts import ADDRESS, POLICY, silent
 from tests.maps.tlspolicydomains import BARE, DIGEST, PLAIN, SIGNED, SINK
 from tests.maps.tlspolicyworld import Clock, MakeMap, World
+from tests.smalldisk import SmallDisk
 from tests.waiting import eventually
 
 SECURE = "secure match=.mx.{} servername=hostname"
@@ -527,7 +530,98 @@ def test_a_lookup_that_is_interrupted_keeps_nobody_waiting(make: MakeMap, monkey
     assert told(table, f"good.{SIGNED}") == "dane-only"
 
 
+# A store that fails.
+
+
+def test_a_full_disk_defers_nothing(
+    make: MakeMap, publish: Publish, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = publish("full-disk")
+    try:
+        with SmallDisk(tmp_path) as disk:
+            table = make()
+            assert told(table, f"good.{SIGNED}") == "dane-only"
+            disk.fill()
+            assert told(table, key) == SECURE.format(key)
+            assert told(table, f"good.{SIGNED}") == "dane-only"
+            assert "map m: the cache is not available: database or disk is full" in caplog.text
+            disk.empty()
+            assert told(table, key) == SECURE.format(key)
+            memory = table.memory()
+            assert memory
+            assert memory.recall(key)
+            table.close()
+    except PermissionError as error:
+        pytest.skip(str(error))
+
+
+def test_a_refresh_that_cannot_begin_is_in_nobody_s_way(
+    make: MakeMap, publish: Publish, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    key = publish("no-thread")
+    table = make()
+    assert told(table, key) == SECURE.format(key)
+    clock.advance(DAY)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        assert told(table, key) == SECURE.format(key)
+    publish("no-thread", text=POLICY.replace("mx:", f"mx: also.{PLAIN}\nmx:"))
+    eventually(lambda: "also" in told(table, key), within=30)
+
+
+def test_a_store_that_another_process_writes_to_is_in_no_lookup_s_way(
+    make: MakeMap, publish: Publish, tmp_path: Path, clock: Clock
+) -> None:
+    key = publish("locked")
+    table = make()
+    assert told(table, key) == SECURE.format(key)
+    clock.advance(DAY)
+    with contextlib.closing(sqlite3.connect(tmp_path / "policies.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        answers = [told(table, key) for _ in range(3)]
+        # The refresh waits, and has not been given up: so nobody has waited for it.
+        assert [thread.name for thread in threading.enumerate()].count(f"refresh {key}") == 1
+        other.execute("ROLLBACK")
+    assert answers == 3 * [SECURE.format(key)]
+
+
+# With other types.
+
+
+def test_policies_of_one_s_own_come_first_in_a_chain(world: World, tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    tables: dict[str, dict[str, object]] = {
+        "own": {"type": "static", "entries": {f"good.{SIGNED}": "encrypt"}},
+        "found": world.settings(policy_cache="p.sqlite"),
+        "all": {"type": "chain", "maps": ["own", "found"]},
+    }
+    maps = registry.build(tables, tmp_path)
+    for each in maps.values():
+        each.open()
+    assert told(maps["all"], f"good.{SIGNED}") == "encrypt"
+    assert told(maps["all"], f"two-hosts.{SIGNED}") == "dane-only"
+    for each in maps.values():
+        each.close()
+
+
 # Steps in the log.
+
+
+def test_of_what_is_remembered_it_is_told_what_it_came_of(
+    make: MakeMap, publish: Publish, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = publish("told-again")
+    table = make()
+    told(table, key)
+    caplog.set_level(logging.DEBUG)
+    caplog.clear()
+    told(table, key)
+    assert f"map m: {key} is remembered since 0 s, for 60480" in caplog.text
+    assert f"map m: {key}: MTA-STS: id 1, fetched 0 s ago, expires in 60480" in caplog.text
+    assert "DNS: " not in caplog.text
 
 
 def test_the_steps_to_an_answer_are_told_at_debug(make: MakeMap, caplog: pytest.LogCaptureFixture) -> None:
