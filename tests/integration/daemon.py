@@ -50,8 +50,16 @@ class Daemon:
 
     def reload(self) -> None:
         """Have it take its configuration into service again, and wait until it has."""
-        command = [sys.executable, "-m", "prefork_socketmap", "reload", "-c", str(self.directory / "config.toml")]
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        self.command("reload")
+
+    def upgrade(self) -> None:
+        """Have it run the program that is installed by now, and wait until it does."""
+        self.command("upgrade")
+
+    def command(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the program with its config file, which has to succeed."""
+        command = [sys.executable, "-m", "prefork_socketmap", name, "-c", str(self.directory / "config.toml")]
+        return subprocess.run([*command, *arguments], check=True, capture_output=True, text=True, timeout=60)
 
     def restart(self) -> None:
         """Stop it gracefully, and start it again."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from prefork_socketmap.maps.dane import Dane
 from tests.integration.daemon import Daemon
 from tests.integration.postfix import Postfix
 from tests.integration.servers.dnsservers import RESOLVER, Nsd, dns_servers
@@ -112,6 +113,8 @@ def mail() -> Iterator[Mail]:
             contextlib.closing(
                 Daemon(
                     f"""
+                    log.level = "debug"
+
                     [maps.tls]
                     type = "tls-policy"
                     resolver = ["{RESOLVER}"]
@@ -271,17 +274,53 @@ def test_a_policy_protects_until_it_expires(mail: Mail) -> None:
     assert "status=sent" in mail.send("expired.plain.test")
 
 
+# Next hops.
+
+
+def test_postfix_asks_for_parents_too_and_no_policy_is_theirs(mail: Mail) -> None:
+    assert "status=sent" in mail.send("none.signed.test")
+    for parent in (".signed.test", ".test"):
+        assert f"map tls: '{parent}' is no next hop that can have a policy" in mail.daemon.log()
+
+
 # The server's life.
 
 
-def test_what_is_remembered_survives_reload_and_restart(mail: Mail) -> None:
+def test_what_is_remembered_survives_reload_upgrade_and_restart(mail: Mail) -> None:
     mail.publish_policy("sts-right")
     mail.send("sts-right.plain.test")
     before = len(mail.hosts.requests)
     mail.hosts.sites["mta-sts.sts-right.plain.test"].status = 503
-    for change in (mail.daemon.reload, mail.daemon.restart):
+    for change in (mail.daemon.reload, mail.daemon.upgrade, mail.daemon.restart):
         change()
         table = mail.daemon.table("inet", "tls")
         found = mail.postfix.postmap("-q", "sts-right.plain.test", table)
         assert found.stdout == b"secure match=mx.sts-right.plain.test servername=hostname\n", found
     assert len(mail.hosts.requests) == before
+
+
+def test_the_command_cache_tells_and_forgets_what_the_server_remembers(mail: Mail) -> None:
+    table = mail.daemon.table("inet", "tls")
+    mail.postfix.postmap("-q", "match.signed.test", table)
+    cells = mail.daemon.command("cache", "get", "tls", "Match.Signed.Test.").stdout.split("\t")
+    assert cells[:3] + cells[4:] == ["match.signed.test", "OK", "fresh", "dane-only\n"]
+    assert "\nmatch.signed.test\tOK\tfresh\t" in f"\n{mail.daemon.command('cache', 'list', 'tls').stdout}"
+    forgotten = mail.daemon.command("cache", "purge", "tls", "match.signed.test").stdout
+    assert forgotten == "1 answer forgotten\n"
+    mail.authority.publish("signed.test", without="_25._tcp.mx.match ")
+    assert mail.postfix.postmap("-q", "match.signed.test", table).returncode == 1
+
+
+def test_query_shows_how_the_answer_is_found(mail: Mail) -> None:
+    found = mail.daemon.command("query", "-v", "tls", "hosted.plain.test")
+    assert found.stdout == "dane\n"
+    mail.daemon.command("cache", "purge", "tls", "hosted.plain.test")
+    steps = mail.daemon.command("query", "-v", "tls", "hosted.plain.test").stderr
+    for step in (
+        "DNS: hosted.plain.test MX: 10 mx.mismatch.signed.test. (not signed, ",
+        "DNS: _25._tcp.mx.mismatch.signed.test TLSA: 3 0 1 abab",
+        f"hosted.plain.test: DANE: {Dane.SOME.value}",
+    ):
+        assert step in steps
+    again = mail.daemon.command("query", "-v", "tls", "hosted.plain.test").stderr
+    assert "map tls: hosted.plain.test is remembered since " in again
