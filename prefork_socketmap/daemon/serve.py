@@ -31,7 +31,9 @@ from prefork_socketmap.settings import SettingError
 logger = logging.getLogger("prefork_socketmap.master")
 
 
+# Names of descriptors that an upgrade hands on.
 _PID_FILE = "pid_file"
+_STATE = "state"
 _LAST_STANDARD = 2
 
 
@@ -129,24 +131,27 @@ def _run(
 ) -> int:
     log.set_up("master", settings.log)
     try:
-        with _claimed(settings.places, state) as claim:
+        with _claimed(settings, state) as claim:
             _warn(settings)
             master = Master(
                 plan(settings),
                 load=functools.partial(_reload, source),
-                observer=Observers([*claim.state_files, ServiceManager(), Launched(launch), Log()]),
+                observer=Observers([claim.state_file, ServiceManager(), Launched(launch), Log()]),
                 inherited=inherited,
                 upgrade=Upgrade(source.command("check"), source.command("serve"), claim.descriptors),
                 state=state,
                 board=claim.board,
             )
+            claim.state_file.show_board(master.board.fileno())
+            claim.state_file.listening = lambda: [str(each) for each in master.endpoints]
             master.run()
     except SettingError as error:
         return _fail(launch, os.EX_CONFIG, str(error))
     except StartError as error:
         return _fail(launch, os.EX_CONFIG if error.is_setting else os.EX_UNAVAILABLE, str(error))
     except OSError as error:
-        return _fail(launch, os.EX_UNAVAILABLE, str(error))
+        code = os.EX_NOPERM if isinstance(error, PermissionError) else os.EX_UNAVAILABLE
+        return _fail(launch, code, str(error))
     except AlreadyRunningError as error:
         return _fail(launch, 1, str(error))
     return os.EX_OK
@@ -164,44 +169,47 @@ def _fail(launch: Launch, code: int, reason: str) -> int:
     return code
 
 
-@dataclass(frozen=True)
+@dataclass
 class Claim:
     """What shows that this server runs, for as long as it does."""
 
-    state_files: Sequence[StateFile] = ()
+    state_file: StateFile
     descriptors: dict[str, int] = dataclasses.field(default_factory=dict)
     board: Scoreboard | None = None
 
 
 @contextlib.contextmanager
-def _claimed(places: Places, state: MasterState | None) -> Iterator[Claim]:
+def _claimed(settings: Settings, state: MasterState | None) -> Iterator[Claim]:
     """Hold the pid file while the server runs, or go on holding it, with *state*.
 
     Raises AlreadyRunningError, or OSError when a place that somebody chose cannot be written. In the default places
     that is only a warning: whoever tries the server out from a checkout need not be root for it.
     """
+    places = settings.places
     with contextlib.ExitStack() as held:
+        state_file = StateFile(settings.path, places, state.others.get(_STATE) if state else None)
+        held.callback(state_file.remove)
+        claim = Claim(state_file, {_STATE: state_file.fileno()})
         try:
-            claim = _claim(places, state, held)
+            _claim(claim, places, state, held)
         except OSError as error:
             if not places.are_defaults:
                 raise
-            logger.warning("reload, stop and status will not find this server: %s; set runtime_dir", error)
-            claim = Claim()
+            logger.warning("others than its own user will not see what this server does: %s; set runtime_dir", error)
+            state_file.has_file = False
         yield claim
 
 
-def _claim(places: Places, state: MasterState | None, held: contextlib.ExitStack) -> Claim:
+def _claim(claim: Claim, places: Places, state: MasterState | None, held: contextlib.ExitStack) -> None:
     places.runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
     if not state:  # otherwise the check of this program has done it, and to end here would be worse
         trust.refuse_places(places)
     pid_file = PidFile(places.pid_file, state.others.get(_PID_FILE) if state else None)
     held.callback(pid_file.remove)
-    state_file = StateFile(places.state_file, resume=state is not None)
-    held.callback(state_file.remove)
     board = Scoreboard.resume(state.board, places.scoreboard) if state else Scoreboard(places.scoreboard)
     held.callback(board.remove)
-    return Claim([state_file], {_PID_FILE: pid_file.fileno()}, board)
+    claim.descriptors[_PID_FILE] = pid_file.fileno()
+    claim.board = board
 
 
 def _warn(settings: Settings) -> None:
