@@ -29,6 +29,7 @@ def _report(report: Report) -> dict[str, Any]:
         "connections": {"active": report.active, "silent": report.silent, **report.events["connections"]},
         "workers": {**report.events["workers"], "states": report.count_states()},
         "maps": {each.name: _map(each) for each in report.maps},
+        "unknown_maps": list(report.unknown),
         "slots": [_slot(each) for each in report.workers],
     }
 
@@ -45,6 +46,7 @@ def _map(each: MapReport) -> dict[str, Any]:
             for bound, number in zip((*BOUNDS, None), counters.buckets, strict=True)
             if number
         ],
+        "deaths": each.deaths,
         "cache": vars(cache).copy() if cache.exists else None,
     }
 

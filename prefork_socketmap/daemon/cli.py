@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from prefork_socketmap.daemon.configfile import DEFAULT_PATH
+from prefork_socketmap.daemon.journal import complain
 from prefork_socketmap.settings import SettingError
 
 PROGRAM = "prefork-socketmap"
@@ -55,11 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = getattr(importlib.import_module(f"prefork_socketmap.daemon.{module}"), function)(arguments)
     except SettingError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return os.EX_CONFIG
+        return complain(str(error), os.EX_CONFIG)
     except OSError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return os.EX_NOPERM if isinstance(error, PermissionError) else os.EX_OSERR
+        return complain(str(error), os.EX_NOPERM if isinstance(error, PermissionError) else os.EX_OSERR)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return code

@@ -26,6 +26,7 @@ DEFAULT_PATH = Path("/etc/prefork-socketmap/prefork-socketmap.toml")
 DEFAULT_RUNTIME_DIR = Path("/run/prefork-socketmap")
 PID_FILE_NAME = "prefork-socketmap.pid"
 DEFAULT_MAP = "default_map"
+METRICS_PORT = 9127
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Table = Mapping[str, object]
@@ -35,7 +36,19 @@ _LEVELS = ("debug", "info", "warning", "error")
 _DESTINATIONS = ("stderr", "syslog")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MODE = re.compile(r"0?[0-7]{3}")
-_KEYS = ("listen", "allow", "user", "group", "environment", "pid_file", "runtime_dir", "log", "maps", "default_map")
+_KEYS = (
+    "listen",
+    "allow",
+    "user",
+    "group",
+    "environment",
+    "pid_file",
+    "runtime_dir",
+    "log",
+    "metrics",
+    "maps",
+    "default_map",
+)
 _LISTEN_KEYS = ("endpoint", "mode", "owner", "group", "backlog")
 
 
@@ -90,6 +103,8 @@ class Settings:
     """Names of variables that workers have beside those that they always have."""
     places: Places
     log: LogSettings
+    metrics: Endpoint | None
+    """Where the metrics process listens; None: there is none."""
     maps: Mapping[str, Table] = dataclasses.field(repr=False)  # passwords are in them
     default_map: Table | None = dataclasses.field(repr=False)
 
@@ -160,6 +175,7 @@ def _settings(path: Path, document: dict[str, Any]) -> Settings:
         environment=_environment(document.get("environment", [])),
         places=_places(path.parent, document),
         log=_log(document.get("log", {})),
+        metrics=_metrics(document["metrics"]) if "metrics" in document else None,
         maps=maps,
         default_map=default_map,
     )
@@ -255,6 +271,21 @@ def _places(base: Path, document: Table) -> Places:
     runtime_dir = base / settings.text("runtime_dir", document.get("runtime_dir", str(DEFAULT_RUNTIME_DIR)))
     pid_file = base / settings.text("pid_file", document.get("pid_file", str(runtime_dir / PID_FILE_NAME)))
     return Places(runtime_dir, pid_file, are_defaults=False)
+
+
+def _metrics(value: object) -> Endpoint:
+    table = settings.table("metrics", value)
+    settings.reject_unknown("metrics.", table, ["listen"])
+    key = "metrics.listen"
+    text = settings.text(key, table.get("listen", f"127.0.0.1:{METRICS_PORT}"))
+    try:
+        endpoint = Endpoint.parse_inet(text, METRICS_PORT)
+        ipaddress.ip_address(endpoint.host)
+    except ValueError:
+        raise settings.wrong(key, text, 'an IP address with a port, like "127.0.0.1:9127" or "[::1]:9127"') from None
+    if not endpoint.port:
+        raise settings.wrong(key, text, "a port from 1 to 65535")
+    return endpoint
 
 
 def _log(value: object) -> LogSettings:

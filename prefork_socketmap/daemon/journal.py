@@ -22,6 +22,9 @@ def reads(descriptor: int = 2) -> bool:
 
 def complain(problem: str, code: int = os.EX_SOFTWARE, priority: int = syslog.LOG_ERR) -> int:
     """Write *problem* to stderr, with the program's name, or for the journal with its *priority*; return *code*."""
-    begin = f"<{priority}>" if reads() else "prefork-socketmap: "
-    print("".join(f"{begin}{line}\n" for line in problem.splitlines()), end="", file=sys.stderr, flush=True)
+    if reads():
+        problem = "\n".join(f"<{priority}>{line}" for line in problem.splitlines())
+    else:
+        problem = f"prefork-socketmap: {problem}"
+    print(problem, file=sys.stderr, flush=True)
     return code

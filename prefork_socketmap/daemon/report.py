@@ -66,6 +66,8 @@ class MapReport:
     name: str
     counters: Counters = field(default_factory=Counters)
     cache: CacheReport = field(default_factory=CacheReport)
+    deaths: int = 0
+    """How many workers died in a lookup in it, or had to be killed."""
 
     @property
     def is_of_interest(self) -> bool:
@@ -106,6 +108,8 @@ class Report:
     """The SERVER_COUNTERS, by group and name."""
     maps: Sequence[MapReport]
     workers: Sequence[WorkerReport]
+    unknown: Sequence[str] = ()
+    """Names that were asked for last, and are no map's."""
 
     def count_states(self) -> dict[str, int]:
         """Return how many workers are in each state, for all states."""
@@ -135,7 +139,7 @@ class Finding:
 def make(board: Scoreboard) -> Report:
     """Read *board*."""
     rows = board.rows()
-    maps = [MapReport(name) for name in board.names()]
+    maps = [MapReport(name, deaths=deaths) for name, deaths in zip(board.names(), board.deaths, strict=False)]
     workers = list(_read_slots(board, rows, maps))
     active = sum(row.state in _WITH_A_CLIENT and bool(row.held) for row in rows)
     return Report(
@@ -147,6 +151,7 @@ def make(board: Scoreboard) -> Report:
         events=_read_events(board),
         maps=sorted((each for each in maps if each.is_of_interest), key=lambda each: each.name),
         workers=workers,
+        unknown=sorted(_read_unknown(board, rows)),
     )
 
 
@@ -155,6 +160,16 @@ def _read_events(board: Scoreboard) -> Mapping[str, Mapping[str, int]]:
     for counter, number in zip(SERVER_COUNTERS, board.server_counters(), strict=True):
         groups.setdefault(counter.group, {})[counter.name] = number
     return groups
+
+
+def _read_unknown(board: Scoreboard, rows: Sequence[Row]) -> set[str]:
+    """Return the names that workers have noted, each the last one that it was asked for."""
+    names = board.names()
+    if NO_SUCH_MAP not in names:
+        return set()
+    index = names.index(NO_SUCH_MAP)
+    found = (list(board.counters(row.slot))[index:] for row in rows)
+    return {each[0].note for each in found if each and each[0].note}
 
 
 def _read_slots(board: Scoreboard, rows: Sequence[Row], maps: Sequence[MapReport]) -> Iterator[WorkerReport]:

@@ -17,6 +17,8 @@ from typing import Protocol
 
 from prefork_socketmap.daemon import activation, configfile, log, trust
 from prefork_socketmap.daemon.configfile import Places, Settings
+from prefork_socketmap.daemon.journal import complain
+from prefork_socketmap.daemon.metrics import DESCRIPTOR, Metrics
 from prefork_socketmap.daemon.notify import ServiceManager
 from prefork_socketmap.daemon.pidfile import AlreadyRunningError, PidFile
 from prefork_socketmap.daemon.state import StateFile
@@ -53,9 +55,9 @@ class Foreground:
     def succeeded(self) -> None:
         """Be silent: that is what success looks like."""
 
-    def failed(self, code: int, reason: str) -> None:  # noqa: ARG002 - a Launch
+    def failed(self, code: int, reason: str) -> None:
         """Tell why."""
-        print(f"prefork-socketmap: {reason}", file=sys.stderr)
+        complain(reason, code)
 
 
 @dataclass(frozen=True)
@@ -131,19 +133,27 @@ def _run(
 ) -> int:
     log.set_up("master", settings.log)
     try:
-        with _claimed(settings, state) as claim:
+        with contextlib.ExitStack() as held, _claimed(settings, state) as claim:
             _warn(settings)
+            metrics = Metrics(
+                [sys.executable, *_safe_path()],
+                lambda: master.board.fileno(),
+                claim.descriptors,
+                state.others.get(DESCRIPTOR) if state else None,
+            )
+            held.callback(metrics.close)
+            metrics.prepare(settings)
             master = Master(
                 plan(settings),
-                load=functools.partial(_reload, source),
-                observer=Observers([claim.state_file, ServiceManager(), Launched(launch), Log()]),
+                load=functools.partial(_reload, source, metrics),
+                observer=Observers([metrics, claim.state_file, ServiceManager(), Launched(launch), Log()]),
                 inherited=inherited,
                 upgrade=Upgrade(source.command("check"), source.command("serve"), claim.descriptors),
                 state=state,
                 board=claim.board,
             )
             claim.state_file.show_board(master.board.fileno())
-            claim.state_file.listening = lambda: [str(each) for each in master.endpoints]
+            claim.state_file.listening = lambda: [*map(str, master.endpoints), *metrics.endpoints]
             master.run()
     except SettingError as error:
         return _fail(launch, os.EX_CONFIG, str(error))
@@ -157,10 +167,11 @@ def _run(
     return os.EX_OK
 
 
-def _reload(source: Source) -> Plan:
+def _reload(source: Source, metrics: Metrics) -> Plan:
     settings = source.load()
     log.set_up("master", settings.log)
     _warn(settings)
+    metrics.prepare(settings)
     return plan(settings)
 
 

@@ -33,6 +33,9 @@ def _lines(report: Report) -> Iterator[str]:
     )
     yield f"connections: {report.active} active, {report.silent} silent; {_events(report, 'connections')}"
     yield f"workers: {_events(report, 'workers')}; reloads: {_events(report, 'reloads')}"
+    if report.unknown:
+        names = ", ".join(printable(each) for each in report.unknown)
+        yield f"asked for, but no map: {names}"
     yield ""
     yield from _table([_map_row(each) for each in report.maps], left=("map",))
     yield ""
@@ -52,6 +55,7 @@ def _map_row(each: MapReport) -> Mapping[str, str]:
     row["cached"] = f"{100 * cache.hits / asked:.0f}%" if asked else ""
     row["entries"] = str(cache.entries) if cache.exists else ""
     row["stale"] = str(cache.stale) if cache.exists else ""
+    row["deaths"] = str(each.deaths) if each.deaths else ""
     return row
 
 

@@ -46,6 +46,10 @@ _ROUND = 100  # turns after which a worker looks whether there are more on duty 
 _PAUSE = 0.05  # s: after it the master is told again what it had no room for
 # Seconds: a master that does not give a worker more places within the one is behind, within the other away.
 _PATIENCE, _LONG_PATIENCE = 0.05, 0.5
+_EXCESSES = {
+    "timed_out": "[%s]: connection closed after read_timeout or write_timeout",
+    "overflowed": "[%s]: connection closed: too many bytes wait for slow clients",
+}
 _BREATH = 0.001  # s: a pause in which somebody else can do what this worker cannot
 
 
@@ -252,6 +256,7 @@ class Worker:
     def _end(self, connection: Connection) -> None:
         if connection.excess:
             self.row.increment("connections", connection.excess)
+            log.warning(_EXCESSES[connection.excess], connection.client)
         may_reset = connection.close()
         self._descriptors.forget(connection.number)
         self._unsaid.append((connection.number, connection.serial, may_reset))
@@ -393,6 +398,7 @@ class Worker:
             if connection.has_ended:
                 connection.close()
             else:
+                log.warning("[%s]: connection refused: no room in the table of connections", connection.client)
                 self._refuse(connection.sock)
             return
         self._descriptors.settle(connection, *place)

@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from prefork_socketmap.prefork import scoreboard
 from prefork_socketmap.prefork.counters import SERVER_COUNTERS
+from prefork_socketmap.socketmap.netstring import encode
 from tests.daemon.installation import COMMAND, TIMEOUT, Installation, process_status
 from tests.serving import Client, end_of_newcomer
 from tests.waiting import eventually
@@ -43,6 +44,13 @@ def look_up(key):
         with open("fifo") as fifo:
             return fifo.read()
     return None
+"""
+STUCK = """
+import signal
+def f(key):
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    while True:
+        pass
 """
 MAPS = """
 [maps.colours]
@@ -301,14 +309,20 @@ def test_connections_are_counted(site: Installation) -> None:
             "expired": 0,
             "timed_out": 0,
             "overflowed": 0,
+            "lost": 0,
         }
 
 
 @pytest.mark.parametrize(
-    ("limits", "counter"),
-    [("keepalive_timeout = 1", "expired"), ("read_timeout = 1", "timed_out")],
+    ("limits", "counter", "line"),
+    [
+        ("keepalive_timeout = 1", "expired", "silent connection closed after keepalive_timeout"),
+        ("read_timeout = 1", "timed_out", "connection closed after read_timeout or write_timeout"),
+    ],
 )
-def test_connections_that_limits_end_are_counted(installation: Installation, limits: str, counter: str) -> None:
+def test_connections_that_limits_end_are_counted_and_logged(
+    installation: Installation, limits: str, counter: str, line: str
+) -> None:
     installation.configure(limits)
     installation.start()
     with Client(installation.endpoint) as client:
@@ -317,6 +331,7 @@ def test_connections_that_limits_end_are_counted(installation: Installation, lim
         client.end()
         eventually(lambda: told(installation)["connections"][counter] == 1, what="it is counted")
         assert told(installation)["connections"]["silent"] == 0
+    installation.logged(f"[127.0.0.1]: {line}")
 
 
 def test_connections_that_make_room_are_counted(installation: Installation) -> None:
@@ -334,6 +349,7 @@ def test_connections_that_make_room_are_counted(installation: Installation) -> N
         eventually(make_room, what="room for a newer client")
         oldest.end()
         eventually(lambda: told(installation)["connections"]["evicted"] == 1, what="it is counted")
+    installation.logged("[127.0.0.1]: idle connection closed to make room for a new one")
 
 
 def test_refused_connections_are_counted(installation: Installation) -> None:
@@ -344,6 +360,7 @@ def test_refused_connections_are_counted(installation: Installation) -> None:
         eventually(lambda: told(installation)["connections"]["silent"] == 1, what="it is in the table")
         end_of_newcomer(installation.endpoint)
         eventually(lambda: told(installation)["connections"]["refused"] == 1, what="it is counted")
+    installation.logged("[127.0.0.1]: connection refused: max_connections, or the limit of open files, is reached")
 
 
 def test_workers_that_are_killed_are_counted(installation: Installation) -> None:
@@ -353,6 +370,50 @@ def test_workers_that_are_killed_are_counted(installation: Installation) -> None
     eventually(lambda: told(installation)["workers"]["killed"] == 1, what="a stopped worker is killed")
     workers = told(installation)["workers"]
     assert (workers["died"], workers["throttled"]) == (0, 0)
+
+
+def test_workers_that_die_in_a_lookup_are_counted_for_its_map(site: Installation) -> None:
+    with Client(site.endpoint) as client:
+        client.send(encode(b"code die"))
+        client.end()
+    eventually(lambda: told(site)["maps"]["code"]["deaths"] == 1, what="it is counted")
+    found = told(site)
+    assert found["maps"]["colours"]["deaths"] == 0
+    assert found["connections"]["lost"] == 1
+    assert found["workers"]["died"] == 1
+    assert re.search(r"^map .* deaths$", site.run("status").stdout, re.MULTILINE)
+
+
+def test_a_lookup_whose_worker_has_to_be_killed_is_counted_for_its_map(installation: Installation) -> None:
+    (installation.directory / "stuck.py").write_text(STUCK)
+    maps = '[maps.stuck]\ntype = "python"\npath = ["."]\nfunction = "stuck:f"\n'
+    installation.configure("lookup_timeout = 0.5", maps=maps)
+    installation.start()
+    with Client(installation.endpoint) as client:
+        client.send(encode(b"stuck key"))
+        client.end()
+    eventually(lambda: told(installation)["maps"]["stuck"]["deaths"] == 1, what="it is counted")
+
+
+def test_a_name_that_is_no_map_is_told_in_log_and_status(site: Installation) -> None:
+    with Client(site.endpoint) as client:
+        for _ in range(3):
+            assert client.ask(b"colour sky").startswith(b"TEMP ")
+        assert "asked for, but no map: colour\n" in site.run("status").stdout
+        assert told(site)["unknown_maps"] == ["colour"]
+        assert client.ask(b"col\x1bour sky").startswith(b"TEMP ")
+    assert "\x1b" not in site.run("status").stdout
+    assert told(site)["maps"]["(unknown)"]["lookups"] == 4
+    site.logged("there is no map <colour>, and no default map")
+    assert site.log.read_text().count("there is no map <colour>") == 1
+
+
+def test_endless_names_fill_neither_log_nor_memory(site: Installation) -> None:
+    with Client(site.endpoint) as client:
+        for number in range(500):
+            assert client.ask(b"name%d key" % number).startswith(b"TEMP ")
+    assert site.log.read_text().count("there is no map") <= 21 * 2  # workers
+    assert 1 <= len(told(site)["unknown_maps"]) <= len(told(site)["slots"])
 
 
 def test_a_pause_after_a_failed_start_is_counted(site: Installation) -> None:
@@ -409,12 +470,15 @@ def test_a_scoreboard_that_cannot_be_read_is_named_and_the_server_still_found(in
     process = installation.start()
     file = installation.runtime_dir / "scoreboard"
     whole = file.read_bytes()
-    another = bytes([scoreboard.LAYOUT + 1])
+    another = scoreboard.LAYOUT ^ 1
     for content, problem in (
         (b"", "not a scoreboard, or cut short"),
         (whole[:100], "not a scoreboard, or cut short"),
         (bytes(len(whole)), "not a scoreboard"),
-        (whole[:8] + another + whole[9:], f"a scoreboard with layout {another[0]}, of another version"),
+        (
+            whole[:8] + another.to_bytes(8, sys.byteorder) + whole[16:],
+            f"a scoreboard with layout {another:08x}, of another version",
+        ),
     ):
         file.write_bytes(content)
         result = installation.run("status")
