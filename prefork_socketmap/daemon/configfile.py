@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import ipaddress
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -35,6 +36,7 @@ _LOOPBACK = ["127.0.0.0/8", "::1/128"]
 _LEVELS = ("debug", "info", "warning", "error")
 _DESTINATIONS = ("stderr", "syslog")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LONGEST_SOCKET = 107  # unix(7): sun_path has 108, and the end of the text is one of them
 _MODE = re.compile(r"0?[0-7]{3}")
 _KEYS = (
     "listen",
@@ -127,7 +129,7 @@ def in_file(path: Path, error: SettingError) -> SettingError:
     """Return *error* with the name of the file *path* in front."""
     # The default map is built as one among the others, but is not written there.
     key = error.key.removeprefix("maps.") if error.key.startswith(f"maps.{DEFAULT_MAP}.") else error.key
-    return SettingError(f"{path}: {key}" if key else str(path), error.problem)
+    return type(error)(f"{path}: {key}" if key else str(path), error.problem)
 
 
 def load(path: Path) -> Settings:
@@ -169,13 +171,18 @@ def _settings(path: Path, document: dict[str, Any]) -> Settings:
     return Settings(
         path=path,
         config=config,
-        endpoints=_endpoints(document.get("listen", ["inet:127.0.0.1"]), path.parent, config.port),
+        endpoints=tuple(
+            dataclasses.replace(endpoint, source=f"{path}: listen[{index}]")
+            for index, endpoint in enumerate(
+                _endpoints(document.get("listen", ["inet:127.0.0.1"]), path.parent, config.port)
+            )
+        ),
         allow=_networks(document.get("allow", _LOOPBACK)),
         account=_account(document),
         environment=_environment(document.get("environment", [])),
         places=_places(path.parent, document),
         log=_log(document.get("log", {})),
-        metrics=_metrics(document["metrics"]) if "metrics" in document else None,
+        metrics=_metrics(document["metrics"], path) if "metrics" in document else None,
         maps=maps,
         default_map=default_map,
     )
@@ -204,6 +211,9 @@ def _endpoint(key: str, value: object, base: Path, default_port: int) -> Endpoin
         raise SettingError(key, error.problem) from error
     if endpoint.kind == "unix":
         endpoint = dataclasses.replace(endpoint, path=str(base / endpoint.path))
+        if len(os.fsencode(endpoint.path)) > _LONGEST_SOCKET:
+            problem = f"the path of a socket has at most {_LONGEST_SOCKET} bytes, and {endpoint.path} is longer"
+            raise SettingError(key, problem)
     elif of_a_file := [option for option in ("mode", "owner", "group") if option in options]:
         raise SettingError(f"{key}.{of_a_file[0]}", "only the socket of a unix: endpoint has one")
     return dataclasses.replace(
@@ -273,7 +283,7 @@ def _places(base: Path, document: Table) -> Places:
     return Places(runtime_dir, pid_file, are_defaults=False)
 
 
-def _metrics(value: object) -> Endpoint:
+def _metrics(value: object, path: Path) -> Endpoint:
     table = settings.table("metrics", value)
     settings.reject_unknown("metrics.", table, ["listen"])
     key = "metrics.listen"
@@ -285,7 +295,7 @@ def _metrics(value: object) -> Endpoint:
         raise settings.wrong(key, text, 'an IP address with a port, like "127.0.0.1:9127" or "[::1]:9127"') from None
     if not endpoint.port:
         raise settings.wrong(key, text, "a port from 1 to 65535")
-    return endpoint
+    return dataclasses.replace(endpoint, source=f"{path}: {key}")
 
 
 def _log(value: object) -> LogSettings:

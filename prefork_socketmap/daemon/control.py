@@ -87,5 +87,7 @@ def _not_found(sought: Sought, code: int) -> int:
         return complain(other, FAILED)
     if sought.problem:
         return complain(f"no server runs that was started with {sought.config}", os.EX_CONFIG)
+    if code != os.EX_OK:
+        return complain("not running", code)
     print("prefork-socketmap is not running")
     return code

@@ -88,7 +88,9 @@ def _give_up_rights(spec: Spec) -> None:
     """Keep what is needed to read and answer, and no more. Now: all code is loaded, and the socket bound."""
     if os.geteuid() == _ROOT:
         Account.find(spec.user, spec.group).assume()
-    privileges.drop_capabilities()
+    with suppress(OSError):  # a service manager may have forbidden the very question, having dropped them itself
+        privileges.drop_capabilities()
+    privileges.forbid_more()
     privileges.hide()
     with suppress(OSError):
         os.nice(_NICENESS)

@@ -110,10 +110,12 @@ class Sought:
 
     def _search(self, held: contextlib.ExitStack) -> Server | None:
         """Look at all processes for the one."""
+        masters = [each for each in _masters(held) if each.told or each.is_hidden]
         # One that is hidden, and has no room in its title for the file's name, may be the one.
-        candidates = [
-            each for each in _masters(held) if self._is_named_by(each) or (each.is_hidden and not each.config)
-        ]
+        candidates = [each for each in masters if self._is_named_by(each) or (each.is_hidden and not each.config)]
+        # A worker has its master's title in its first moment.
+        pids = {each.pid for each in candidates}
+        candidates = [each for each in candidates if each.parent not in pids]
         if self.pid_file:
             candidates = [each for each in candidates if not each.told or each.told.pid_file == str(self.pid_file)]
         found = [each for each in candidates if each.config and each.is_ours]
@@ -150,6 +152,7 @@ class _Process:
     """A process that may be a server. ``config`` is the file that it says it was started with; "": not known."""
 
     pid: int
+    parent: int
     uid: int
     descriptor: int
     told: State | None
@@ -169,13 +172,15 @@ class _Process:
             told, is_hidden = state.of_process(pid), False
         except PermissionError:
             told, is_hidden = None, True
+        if told and told.pid != pid:
+            told = None  # it has just been forked off by the one that says so
         try:
-            uid = int(re.findall(r"^Uid:\s+\d+\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)[0])
+            status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
             title = _TITLE.fullmatch(_command_line(pid))
-        except (OSError, IndexError):
+        except OSError:
             return None
         config = told.config if told else (title and title[1]) or ""
-        return cls(pid, uid, descriptor, told, config, is_hidden)
+        return cls(pid, int(status["PPid"]), int(status["Uid"].split()[1]), descriptor, told, config, is_hidden)
 
     @property
     def is_ours(self) -> bool:

@@ -103,6 +103,11 @@ def drop_capabilities() -> None:
     _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     header, none = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
     _require(_libc.capset(header, none))
+    forbid_more()
+
+
+def forbid_more() -> None:
+    """Have nothing that this process executes get rights that it has not. Raises OSError."""
     _require(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 
 

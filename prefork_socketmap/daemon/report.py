@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from prefork_socketmap.prefork.counters import OTHER, SERVER_COUNTERS, Totals
 from prefork_socketmap.prefork.scoreboard import Row, Scoreboard, State
 from prefork_socketmap.service import ANY_OTHER_MAP, ENDINGS, NO_SUCH_MAP
+from prefork_socketmap.socketmap.messages import Status
 
 _STATES = {
     State.STARTING: "starting",
@@ -34,6 +35,20 @@ class Counters(Totals):
     def replies(self) -> dict[str, int]:
         """How many replies there were with each status word."""
         return {status.value: number for status, number in zip(ENDINGS, self.endings, strict=False)}
+
+    @property
+    def failures(self) -> int:
+        """How many replies there were that make Postfix defer mail."""
+        return self.jobs - sum(self.replies[status.value] for status in (Status.OK, Status.NOT_FOUND))
+
+    def since(self, before: Counters) -> Counters:
+        """Return what has been counted since *before*. The longest time remains that of all."""
+        return Counters(
+            [new - old for new, old in zip(self.endings, before.endings, strict=True)],
+            self.seconds - before.seconds,
+            self.worst,
+            [new - old for new, old in zip(self.buckets, before.buckets, strict=True)],
+        )
 
 
 @dataclass

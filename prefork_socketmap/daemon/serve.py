@@ -144,7 +144,7 @@ def _run(
             held.callback(metrics.close)
             metrics.prepare(settings)
             master = Master(
-                plan(settings),
+                plan(settings, is_first=state is None),
                 load=functools.partial(_reload, source, metrics),
                 observer=Observers([metrics, claim.state_file, ServiceManager(), Launched(launch), Log()]),
                 inherited=inherited,

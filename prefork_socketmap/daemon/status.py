@@ -11,12 +11,14 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from prefork_socketmap.daemon import asjson, control, prometheus, report, tables
 from prefork_socketmap.daemon.identity import Server, Sought, UnidentifiedError
 from prefork_socketmap.daemon.journal import complain
-from prefork_socketmap.daemon.report import Finding
+from prefork_socketmap.daemon.report import Finding, Report
 from prefork_socketmap.daemon.state import State
 from prefork_socketmap.prefork.scoreboard import Scoreboard, ScoreboardError
 
@@ -33,24 +35,42 @@ def status(arguments: argparse.Namespace) -> int:
     """Print whether the server runs, and what it does; return the exit code that LSB demands of an init script."""
     sought = control.sought_by(arguments)
     if arguments.watch is None:
-        return _show(sought, arguments.format)
+        return _show(sought, _RENDER[arguments.format])
     try:
-        while True:
-            if sys.stdout.isatty():
-                print(_CLEAR_SCREEN, end="")
-            _show(sought, arguments.format)
-            sys.stdout.flush()
-            time.sleep(arguments.watch)
+        _watch(sought, _Rates().render if arguments.format == "text" else _RENDER[arguments.format], arguments.watch)
     except KeyboardInterrupt:
         return os.EX_OK
 
 
-def _show(sought: Sought, format_: str) -> int:
+def _watch(sought: Sought, render: Callable[[Finding], str], pause: float) -> NoReturn:
+    while True:
+        if sys.stdout.isatty():
+            print(_CLEAR_SCREEN, end="")
+        _show(sought, render)
+        sys.stdout.flush()
+        time.sleep(pause)
+
+
+class _Rates:
+    """Renders each finding in comparison with the one before."""
+
+    def __init__(self) -> None:
+        self._before: Report | None = None
+        self._then = 0.0
+
+    def render(self, finding: Finding) -> str:
+        now = time.monotonic()
+        text = tables.render_rates(finding, self._before, now - self._then)
+        self._before, self._then = finding.report, now
+        return text
+
+
+def _show(sought: Sought, render: Callable[[Finding], str]) -> int:
     try:
         finding = _look(sought)
     except (PermissionError, UnidentifiedError) as error:
         return complain(f"not known whether it is running: {error}", UNKNOWN)
-    print(_RENDER[format_](finding), end="")
+    print(render(finding), end="")
     return finding.code
 
 

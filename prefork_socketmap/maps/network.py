@@ -19,7 +19,7 @@ from typing import ClassVar, Generic, NoReturn, TypeVar
 
 from prefork_socketmap import settings
 from prefork_socketmap.maps import host as host_setting
-from prefork_socketmap.maps.base import LookupFailedError, Map, log
+from prefork_socketmap.maps.base import LookupFailedError, Map, UncheckedError, log
 from prefork_socketmap.maps.setting import setting
 from prefork_socketmap.socketmap.messages import Reply
 
@@ -100,6 +100,34 @@ class NetworkMap(Map, Generic[C]):
 
     def examine(self, connection: C) -> None:
         """Raise SettingError if no lookup can succeed on *connection*, UnreachableError if the server is silent."""
+
+    def blamed(self, error: Exception) -> str:  # noqa: ARG002
+        """Return the key that is to blame for *error*, which ``dial`` has raised."""
+        return "hosts"
+
+    def verify(self) -> None:
+        """Connect to each host, and examine what is there. It is enough if one is, but the others are told of."""
+        problems: dict[str, str] = {}
+        for host in self.hosts:
+            try:
+                connection = self.dial(host, self.timeout / len(self.hosts))
+            except self.errors as error:
+                problems[host] = f"{host}: {error}"
+                if (key := self.blamed(error)) not in ("hosts", "url"):
+                    raise settings.SettingError(f"maps.{self.name}.{key}", problems[host]) from error
+                continue
+            try:
+                self.examine(connection)
+            except UnreachableError as error:
+                problems[host] = f"{host}: {error}"
+            finally:
+                with contextlib.suppress(*self.errors):
+                    self.hang_up(connection)
+        if len(problems) == len(self.hosts):
+            key = self.blamed(OSError())
+            raise UncheckedError(f"maps.{self.name}.{key}", f"cannot connect: {'; '.join(problems.values())}")
+        for problem in problems.values():
+            log.warning("map %s: cannot connect: %s", self.name, problem, extra={"map": self.name})
 
     def prepare(self) -> None:
         """Connect, if ``connect`` says so, and examine the connection. Raises SettingError when either fails."""

@@ -23,7 +23,7 @@ from redis.sentinel import Sentinel
 from prefork_socketmap import settings
 from prefork_socketmap.maps.base import log
 from prefork_socketmap.maps.host import Host, hosts, network_host
-from prefork_socketmap.maps.network import NetworkMap, Trouble
+from prefork_socketmap.maps.network import NetworkMap, Trouble, UnreachableError
 from prefork_socketmap.maps.secret import Secret, secret
 from prefork_socketmap.maps.setting import setting
 from prefork_socketmap.maps.template import Address, Template
@@ -141,6 +141,17 @@ class RedisMap(TlsSettings, NetworkMap["redis.Redis | RedisCluster"]):
         if self.query.word == "SISMEMBER":
             return arguments[-1:] if answer else None
         return None if answer is None else [to_text(answer)]
+
+    def examine(self, connection: redis.Redis | RedisCluster) -> None:
+        """Ask whether it is there for us."""
+        try:
+            connection.ping()
+        except self.errors as error:
+            raise UnreachableError(str(error)) from error
+
+    def blamed(self, error: Exception) -> str:
+        """A wrong password is the password's fault."""
+        return "password" if isinstance(error, redis.AuthenticationError) else super().blamed(error)
 
     def hang_up(self, connection: redis.Redis | RedisCluster) -> None:
         """Close the connection, or those to all nodes."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from prefork_socketmap import settings
-from prefork_socketmap.maps.base import UncheckedError, log
+from prefork_socketmap.maps.base import log
 from prefork_socketmap.maps.network import NetworkMap, Trouble, UnreachableError
 from prefork_socketmap.maps.setting import Setting, setting
 from prefork_socketmap.maps.sqltext import Dialect, Statement, bind
@@ -101,13 +101,6 @@ class SqlServerMap(NetworkMap[C]):
             self.release()
             raise UnreachableError(str(error)) from error
         self._prepared = connection
-
-    def verify(self) -> None:
-        """Have the server prepare the query."""
-        try:
-            self.examine(self.connect_now())
-        except UnreachableError as error:
-            raise UncheckedError(f"maps.{self.name}.query", f"cannot be checked: {error}") from error
 
 
 def values(rows: Iterable[Sequence[object]]) -> list[str]:

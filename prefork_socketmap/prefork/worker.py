@@ -108,7 +108,8 @@ class Worker:
             log.debug("the worker cannot start", exc_info=True)
             with contextlib.suppress(OSError):
                 # A wrong setting is no reason to try again; anything else may be.
-                self._to_master.send(Kind.FAILED, number=isinstance(error, SettingError), text=_describe(error))
+                is_setting = isinstance(error, SettingError) and not error.may_pass
+                self._to_master.send(Kind.FAILED, number=is_setting, text=_describe(error))
             return 1
         try:
             self._work()

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.installation import COMMAND, TIMEOUT, Installation, process_title
-from tests.waiting import eventually
+from tests.daemon.installation import COMMAND, TIMEOUT, Installation, impostor, process_title
 
 
 def break_syntax(config: Path) -> None:
@@ -159,20 +158,15 @@ def test_the_server_in_the_default_directory_survives_a_stop_with_a_broken_file(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can change users")
 def test_what_a_process_of_another_user_says_of_itself_is_not_believed_but_told(installation: Installation) -> None:
-    title = f"prefork-socketmap: master [{installation.config}]"
-    command = ["bash", "-c", 'echo; exec -a "$0" cat', title]  # an interpreter of root's own may be closed to others
-    with subprocess.Popen(
-        command, user="nobody", cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        eventually(lambda: process_title(process.pid) == title, what="the title is set")
+    with impostor(installation.config) as pid:
         result = installation.run("stop")
         assert result.returncode == 1
-        assert f"not known whether its server runs: process {process.pid} of user" in result.stderr
+        assert f"not known whether its server runs: process {pid} of user 65534 may be it" in result.stderr
         assert installation.run("status").returncode == 4
-        assert process.poll() is None
-    assert process.returncode == 0
+        assert installation.run("reload").returncode == 1
+        installation.start()
+        assert installation.run("status").returncode == 0  # the one that holds the pid file is not in doubt
+        assert installation.run("stop").returncode == 0
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has signals for everybody")
@@ -195,9 +189,22 @@ def test_the_state_names_file_and_program(installation: Installation) -> None:
     assert state["listening"] == [installation.endpoint]
 
 
+def test_a_worker_that_has_just_been_forked_is_no_second_server(installation: Installation) -> None:
+    """Until it has a title of its own it looks like its master."""
+    title = f"prefork-socketmap: master [{installation.config}]"
+    code = f"from setproctitle import setproctitle\ndef f(key):\n    setproctitle({title!r})\n    return key\n"
+    (installation.directory / "m.py").write_text(code)
+    installation.configure(maps='[maps.m]\ntype = "python"\npath = ["."]\nfunction = "m:f"\n')
+    process = installation.start()
+    assert installation.lookup("m", "key") == "key"
+    assert [pid for pid in installation.workers() if process_title(pid) == title]
+    installation.pid_file.unlink()
+    assert installation.run("stop").returncode == 0
+    assert process.wait(timeout=30) == 0
+
+
 def test_workers_cannot_write_what_the_master_says_of_itself(installation: Installation) -> None:
     installation.start()
-    pids = eventually(installation.workers, within=30)
-    for pid in pids:
+    for pid in installation.idle_workers():
         links = [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()]  # noqa: PTH115
         assert not [link for link in links if "prefork-socketmap-state" in link]

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from prefork_socketmap.daemon import report, tables
+from prefork_socketmap.daemon.report import Finding
 from prefork_socketmap.prefork import scoreboard
 from prefork_socketmap.prefork.counters import SERVER_COUNTERS
 from prefork_socketmap.socketmap.netstring import encode
@@ -52,6 +54,7 @@ def f(key):
     while True:
         pass
 """
+WORKER = report.WorkerReport(0, 4711, 1, "busy", 0.0, "slow", 2.0, "192.0.2.1", report.Counters())
 MAPS = """
 [maps.colours]
 type = "static"
@@ -634,6 +637,58 @@ def test_watch_redraws_in_the_width_of_the_terminal_until_it_is_interrupted(inst
         os.close(master)
     assert b"colours" in shown
     assert max(len(line) for line in shown.replace(_CLEAR_SCREEN, b"").splitlines()) == 60
+
+
+def frames(text: str) -> list[str]:
+    """Return what was shown, each time."""
+    return re.split(r"^(?=prefork-socketmap is )", text, flags=re.MULTILINE)[1:]
+
+
+def test_watch_tells_rates_since_the_start_and_then_since_the_time_before(site: Installation) -> None:
+    with Client(site.endpoint) as client:
+        for _ in range(50):
+            client.ask(b"colours sky")
+        command = [*COMMAND, "status", "-c", str(site.config), "--watch", "0.2"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watch:
+            assert watch.stdout is not None
+            shown = ""
+            try:
+                while "in the last" not in shown:
+                    shown += watch.stdout.readline()
+                for _ in range(20):
+                    client.ask(b"colours sky")
+                    client.ask(b"nothing sky")
+                while not ("TEMP/s" in shown and re.search(r"^colours .* 70$", shown, re.MULTILINE)):
+                    shown += watch.stdout.readline()
+            finally:
+                watch.send_signal(signal.SIGINT)
+                rest, _ = watch.communicate(timeout=TIMEOUT)
+            shown += rest
+            assert watch.returncode == 0
+    first, *_ = frames(shown)
+    assert re.search(r"^since the start: [\d.]+ lookups/s, 0 failed/s$", first, re.MULTILINE)
+    assert re.search(r"^since the start: 1 connections accepted", first, re.MULTILINE)
+    later = next(frame for frame in frames(shown) if "TEMP/s" in frame)
+    assert re.search(r"^in the last \d.*: [\d.]+ lookups/s, [\d.]+ failed/s$", later, re.MULTILINE)
+    assert "asked for, but no map: nothing\n" in later
+
+
+def test_watch_shows_who_is_busy_and_survives_a_restart_of_the_server(site: Installation) -> None:
+    started = told(site)["started"]
+    before = report.Report(1, started - 5, 1, 0, 0, {}, [], [])
+    found = report.Report(1, started, 1, 1, 0, {"connections": {"evicted": 3}}, [], [WORKER], unknown=["na\x1bme"])
+    text = tables.render_rates(Finding(0, "running", 1, found), before, 2.0)
+    assert "since the start: 0 lookups/s" in text  # the totals of another server are no measure
+    assert "since the start: 3 connections evicted\n" in text
+    assert re.search(r"^busy worker +for +map +client\n +4711 +2\.0s +slow +192\.0\.2\.1$", text, re.MULTILINE)
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("number", "seconds", "shown"), [(0, 2.0, "0"), (1, 60.0, "<0.1"), (3, 2.0, "1.5"), (999, 2.0, "500")]
+)
+def test_a_rate_is_told_as_exactly_as_anybody_wants_to_know(number: int, seconds: float, shown: str) -> None:
+    assert tables._rate(number, seconds) == shown
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])

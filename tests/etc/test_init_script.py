@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.installation import TIMEOUT, Installation, has_ended, process_status, process_title
+from tests.daemon.installation import TIMEOUT, Installation, has_ended, impostor, process_status
 from tests.integration.servers.process import program
 from tests.serving import Client
-from tests.waiting import eventually
 
 PROGRAM = Path(sys.executable).with_name("prefork-socketmap")
 
@@ -190,10 +189,7 @@ def test_what_cannot_be_told_is_a_failure(installation: Installation, script: Sc
     """A package's maintainer script must not take it for "stopped"."""
     if os.geteuid() != 0:
         pytest.skip("only root can change users: run the tests as root")
-    title = f"prefork-socketmap: master [{installation.config}]"
-    command = ["bash", "-c", 'exec -a "$0" cat', title]
-    with subprocess.Popen(command, user="nobody", cwd="/", stdin=subprocess.PIPE) as process:
-        eventually(lambda: process_title(process.pid) == title, what="the title is set")
+    with impostor(installation.config):
         assert script("status").returncode == 4
         assert script("stop").returncode == 1
 
