@@ -31,14 +31,15 @@ _LAST_ANSWERS = 5 * _SECOND
 
 @dataclass(frozen=True)
 class Load:
-    """How many connections ask, and how often each: every *interval* seconds, or as fast as it can (0)."""
+    """How many connections ask, and how often each: every *interval* seconds, or as fast as it can (0); in *name*."""
 
     connections: int
     interval: float = 0.0
+    name: str = MAP
 
     def __str__(self) -> str:
         pace = f"one lookup each {self.interval:g} s" if self.interval else "busy"
-        return f"{self.connections} connections, {pace}"
+        return f"{self.connections} connections, {pace}" + (f", in {self.name}" if self.name != MAP else "")
 
 
 @dataclass
@@ -72,9 +73,9 @@ class Client:
 
     __slots__ = ("answers", "asked_at", "expected", "question", "sock")
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, name: str, number: int) -> None:
         key, value = _ENTRIES[number % len(_ENTRIES)]
-        self.question = netstring.encode(Request(MAP, key).encode())
+        self.question = netstring.encode(Request(name, key).encode())
         self.expected = netstring.encode(Reply.ok(value).encode())
         self.asked_at = 0  # 0: nothing is asked
         self.answers = 0
@@ -90,7 +91,7 @@ class Loader:
         self._epoll = select.epoll()
         self._by_fd: dict[int, Client] = {}
         self._outcome = Outcome()
-        self._clients = [Client(number) for number in numbers]
+        self._clients = [Client(load.name, number) for number in numbers]
         for client in self._clients:
             self._connect(client)
 
@@ -208,10 +209,14 @@ class Loaders:
             pipe.recv()
         return self
 
-    def run(self, seconds: float) -> Outcome:
-        """Load the server for so long. The connections stay open."""
+    def begin(self, seconds: float) -> None:
+        """Begin to load the server, for so long."""
         for pipe in self._pipes:
             pipe.send(seconds)
+
+    def run(self, seconds: float) -> Outcome:
+        """Load the server for so long. The connections stay open."""
+        self.begin(seconds)
         outcome = Outcome()
         for pipe in self._pipes:
             outcome.add(pipe.recv())
