@@ -13,7 +13,7 @@ import syslog
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from prefork_socketmap.daemon import configfile, log, trust
+from prefork_socketmap.daemon import caches, configfile, log, trust
 from prefork_socketmap.daemon.configfile import DEFAULT_MAP, LogSettings, Settings
 from prefork_socketmap.daemon.identity import Sought, UnidentifiedError
 from prefork_socketmap.daemon.journal import complain
@@ -34,16 +34,17 @@ def check(arguments: argparse.Namespace) -> int:
         return complain(str(error), os.EX_UNAVAILABLE)
     settings = configfile.load(arguments.config)
     probes = [_probe(text, settings) for text in arguments.probe]
-    if is_for_upgrade():  # otherwise the server may be, or become, another user's
+    # Asked now: the environment that tells it is not for the code of maps.
+    if for_upgrade := is_for_upgrade():  # otherwise the server may be, or become, another user's
         trust.refuse_places(settings.places)
     log.set_up("check", LogSettings(level="warning", budget=0), waits=True)
-    for warning in trust.examine(settings):
+    for warning in [*trust.examine(settings), *caches.missing(settings)]:
         complain(f"warning: {warning}", priority=syslog.LOG_WARNING)
     code = _bind(settings)
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
-        os._exit(_open_maps(settings, probes, connects=not arguments.no_connect))
+        os._exit(_open_maps(settings, probes, connects=not arguments.no_connect, for_upgrade=for_upgrade))
     _, status = os.waitpid(child, 0)
     of_maps = os.waitstatus_to_exitcode(status)
     if of_maps < 0:
@@ -98,13 +99,13 @@ def _held(settings: Settings) -> Sequence[str]:
 # Maps.
 
 
-def _open_maps(settings: Settings, probes: Sequence[tuple[str, str]], *, connects: bool) -> int:
+def _open_maps(settings: Settings, probes: Sequence[tuple[str, str]], *, connects: bool, for_upgrade: bool) -> int:
     """Do, in a process of its own, what a worker would do: as another user, with code that may do anything."""
     from prefork_socketmap.daemon import worker
 
     try:
         maps = worker.open_maps(settings)
-        code = _verify(settings, maps.values()) if connects else os.EX_OK
+        code = _verify(settings, maps.values(), for_upgrade=for_upgrade) if connects else os.EX_OK
         if settings.metrics:
             with configfile.errors_in(settings.path):
                 _require_exporter()
@@ -119,7 +120,7 @@ def _require_exporter() -> None:
     exporter.library()
 
 
-def _verify(settings: Settings, maps: Iterable[Map]) -> int:
+def _verify(settings: Settings, maps: Iterable[Map], *, for_upgrade: bool) -> int:
     """Have *maps* ask their servers whether all is right; return the exit code."""
     from prefork_socketmap.daemon import worker
     from prefork_socketmap.maps.base import UncheckedError
@@ -128,7 +129,7 @@ def _verify(settings: Settings, maps: Iterable[Map]) -> int:
     for error in worker.verify(settings, maps):
         if not isinstance(error, UncheckedError):
             code = complain(str(error), os.EX_CONFIG)
-        elif is_for_upgrade():  # a server that is down is no reason to go on with the old program
+        elif for_upgrade:  # a server that is down is no reason to go on with the old program
             complain(f"warning: {error}", priority=syslog.LOG_WARNING)
         else:
             code = complain(str(error), max(code, os.EX_UNAVAILABLE))

@@ -21,9 +21,9 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from setproctitle import setproctitle
 
+from prefork_socketmap.daemon import backends, privileges, prometheus, report
 from prefork_socketmap.daemon import log as log_lines
-from prefork_socketmap.daemon import privileges, prometheus, report
-from prefork_socketmap.daemon.metrics import BOARD, LIFELINE, Spec
+from prefork_socketmap.daemon.metrics import BACKENDS, BOARD, LIFELINE, Spec
 from prefork_socketmap.daemon.privileges import Account
 from prefork_socketmap.daemon.prometheus import Family
 from prefork_socketmap.daemon.report import Finding
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         client = library()
         registry = client.CollectorRegistry(auto_describe=False)
-        registry.register(Collector(BOARD))
+        registry.register(Collector(BOARD, BACKENDS))
         server = Server(Endpoint.parse_inet(spec.listen), client.make_wsgi_app(registry))
         _give_up_rights(spec)
     except SettingError as error:
@@ -100,10 +100,11 @@ def _give_up_rights(spec: Spec) -> None:
 
 
 class Collector:
-    """Gives the client library what the scoreboard says."""
+    """Gives the client library what the scoreboard says, and the board of the backends."""
 
-    def __init__(self, board: int) -> None:
+    def __init__(self, board: int, backends: int) -> None:
         self._board = board
+        self._backends = backends
         self._lock = threading.Lock()
         self._families: list[Family] = []
         self._until = 0.0
@@ -123,8 +124,8 @@ class Collector:
     def _look(self) -> list[Family]:
         with self._lock:
             if time.monotonic() >= self._until:
-                found = Finding(os.EX_OK, "", report=report.make(Scoreboard.open(self._board)))
-                self._families = list(prometheus.families(found))
+                found = report.make(Scoreboard.open(self._board), backends.read_open(self._backends))
+                self._families = list(prometheus.families(Finding(os.EX_OK, "", report=found)))
                 self._until = time.monotonic() + _FRESH
             return self._families
 

@@ -24,7 +24,7 @@ from prefork_socketmap.prefork.plan import Observer
 log = logging.getLogger("prefork_socketmap.master")
 
 MODULE = "prefork_socketmap.daemon.exporter"
-LIFELINE, BOARD = 3, 4
+LIFELINE, BOARD, BACKENDS = 3, 4, 5
 """The descriptors that the process finds open, beside the standard ones."""
 DESCRIPTOR = "metrics"
 """The name of the descriptor that an upgrade hands on."""
@@ -106,19 +106,19 @@ class _Process:
 class Metrics(Observer):
     """Keeps the process running that the settings want.
 
-    *interpreter* is the beginning of the command. *board*: returns the descriptor of the scoreboard. *descriptors*:
-    what an upgrade hands on; *former* is what it has handed to us.
+    *interpreter* is the beginning of the command. *boards*: returns the descriptors of the scoreboard and of the
+    board of the backends. *descriptors*: what an upgrade hands on; *former* is what it has handed to us.
     """
 
     def __init__(
         self,
         interpreter: Sequence[str],
-        board: Callable[[], int],
+        boards: Callable[[], Sequence[int]],
         descriptors: dict[str, int],
         former: int | None,
     ) -> None:
         self._interpreter = interpreter
-        self._board = board
+        self._boards = boards
         self._descriptors = descriptors
         self._next: Spec | None = None
         self._wanted: Spec | None = None
@@ -217,12 +217,14 @@ class Metrics(Observer):
         with contextlib.ExitStack() as opened:
             reader, writer = os.pipe()
             opened.callback(os.close, reader)
-            # For reading only, whatever becomes of the process.
-            board = os.open(f"/proc/self/fd/{self._board()}", os.O_RDONLY | os.O_CLOEXEC)
-            opened.callback(os.close, board)
-            sources = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE) for fd in (reader, board)]
-            for source in sources:
-                opened.callback(os.close, source)
+            sources = [fcntl.fcntl(reader, fcntl.F_DUPFD_CLOEXEC, _ABOVE)]
+            opened.callback(os.close, sources[0])
+            for fd in self._boards():
+                # For reading only, whatever becomes of the process.
+                board = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+                opened.callback(os.close, board)
+                sources.append(fcntl.fcntl(board, fcntl.F_DUPFD_CLOEXEC, _ABOVE))
+                opened.callback(os.close, sources[-1])
             try:
                 pid = os.posix_spawn(
                     self._interpreter[0],
@@ -230,7 +232,7 @@ class Metrics(Observer):
                     _environment(),
                     file_actions=[
                         (os.POSIX_SPAWN_DUP2, source, target)
-                        for source, target in zip(sources, (LIFELINE, BOARD), strict=True)
+                        for source, target in zip(sources, (LIFELINE, BOARD, BACKENDS), strict=True)
                     ],
                     setpgroup=0,  # a terminal's signals are for the master
                     setsigmask=[],

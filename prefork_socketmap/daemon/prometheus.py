@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+from prefork_socketmap.daemon.backends import BackendReport
 from prefork_socketmap.daemon.report import Finding, MapReport, Report
 from prefork_socketmap.prefork.counters import BOUNDS, SERVER_COUNTERS
 
@@ -47,6 +48,7 @@ def families(finding: Finding) -> Iterator[Family]:
     if finding.report:
         yield from _report(finding.report)
         yield from _maps(finding.report)
+        yield from _backends({each.name: each for each in finding.report.backends})
 
 
 def _lines(family: Family) -> Iterator[str]:
@@ -81,6 +83,14 @@ def _maps(report: Report) -> Iterator[Family]:
     deaths = {each.name: each.deaths for each in report.maps}
     yield from _metric("worker_deaths_total", "counter", "Workers that died in a lookup.", deaths, "map")
     yield from _caches({each.name: each for each in report.maps if each.cache.exists})
+
+
+def _backends(backends: Mapping[str, BackendReport]) -> Iterator[Family]:
+    if backends:
+        up = {name: int(each.is_up) for name, each in backends.items()}
+        yield from _metric("backend_up", "gauge", "Whether lookups are sent to the backend.", up, "backend")
+        number = {name: each.connections for name, each in backends.items()}
+        yield from _metric("backend_connections", "gauge", "Connections to the backend now.", number, "backend")
 
 
 def _histogram(each: MapReport) -> Iterator[Sample]:

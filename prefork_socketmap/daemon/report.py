@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from prefork_socketmap.daemon.backends import BackendReport
 from prefork_socketmap.prefork.counters import OTHER, SERVER_COUNTERS, Totals
 from prefork_socketmap.prefork.scoreboard import Row, Scoreboard, State
 from prefork_socketmap.service import ANY_OTHER_MAP, ENDINGS, NO_SUCH_MAP
@@ -53,20 +54,25 @@ class Counters(Totals):
 
 @dataclass
 class CacheReport:
-    """The caches of one map, in all workers together."""
+    """The cache of one map, which all workers share."""
 
     hits: int = 0
     misses: int = 0
     stale: int = 0
     entries: int = 0
 
-    def add(self, extras: Sequence[int], *, alive: bool) -> None:
-        """Add a worker's; the entries of one that has ended are gone."""
-        hits, misses, stale, entries = extras
+    def __post_init__(self) -> None:
+        self._seen = 0
+
+    def add(self, extras: Sequence[int]) -> None:
+        """Add what a worker has counted. How many entries there are, the one tells that has seen it last."""
+        hits, misses, stale, seen = extras
         self.hits += hits
         self.misses += misses
         self.stale += stale
-        self.entries += entries if alive else 0
+        # The time, in seconds, in the upper half; the number in the lower one.
+        self._seen = max(self._seen, seen)
+        self.entries = self._seen % (1 << 32)
 
     @property
     def exists(self) -> bool:
@@ -125,6 +131,7 @@ class Report:
     workers: Sequence[WorkerReport]
     unknown: Sequence[str] = ()
     """Names that were asked for last, and are no map's."""
+    backends: Sequence[BackendReport] = ()
 
     def count_states(self) -> dict[str, int]:
         """Return how many workers are in each state, for all states."""
@@ -151,8 +158,8 @@ class Finding:
         return self.code == os.EX_OK
 
 
-def make(board: Scoreboard) -> Report:
-    """Read *board*."""
+def make(board: Scoreboard, backends: Sequence[BackendReport] = ()) -> Report:
+    """Read *board*; *backends* is what is known of those."""
     rows = board.rows()
     maps = [MapReport(name, deaths=deaths) for name, deaths in zip(board.names(), board.deaths, strict=False)]
     workers = list(_read_slots(board, rows, maps))
@@ -167,6 +174,7 @@ def make(board: Scoreboard) -> Report:
         maps=sorted((each for each in maps if each.is_of_interest), key=lambda each: each.name),
         workers=workers,
         unknown=sorted(_read_unknown(board, rows)),
+        backends=backends,
     )
 
 
@@ -196,7 +204,7 @@ def _read_slots(board: Scoreboard, rows: Sequence[Row], maps: Sequence[MapReport
         for one, each in zip(board.counters(row.slot), maps, strict=False):
             counters.add(one)
             each.counters.add(one)
-            each.cache.add(one.extras, alive=state is not State.FREE)
+            each.cache.add(one.extras)
         if state is not State.FREE:
             yield _worker(row, state, counters, maps)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import functools
 import logging
 import os
@@ -15,7 +16,9 @@ from pathlib import Path
 from socket import socket
 from typing import Protocol
 
-from prefork_socketmap.daemon import activation, configfile, log, trust
+from prefork_socketmap.daemon import activation, backends, configfile, log, trust
+from prefork_socketmap.daemon.backends import Memory
+from prefork_socketmap.daemon.caches import Caches
 from prefork_socketmap.daemon.configfile import Places, Settings
 from prefork_socketmap.daemon.journal import complain
 from prefork_socketmap.daemon.metrics import DESCRIPTOR, Metrics
@@ -37,6 +40,7 @@ logger = logging.getLogger("prefork_socketmap.master")
 _PID_FILE = "pid_file"
 _STATE = "state"
 _LAST_STANDARD = 2
+_FORBIDDEN = (errno.EPERM, errno.EACCES, errno.EROFS)
 
 
 class Launch(Protocol):
@@ -137,22 +141,23 @@ def _run(
             _warn(settings)
             metrics = Metrics(
                 [sys.executable, *_safe_path()],
-                lambda: master.board.fileno(),
+                lambda: (master.board.fileno(), claim.backends.board),
                 claim.descriptors,
                 state.others.get(DESCRIPTOR) if state else None,
             )
             held.callback(metrics.close)
             metrics.prepare(settings)
+            caches = Caches(claim.descriptors, state.others if state else {})
             master = Master(
-                plan(settings, is_first=state is None),
-                load=functools.partial(_reload, source, metrics),
-                observer=Observers([metrics, claim.state_file, ServiceManager(), Launched(launch), Log()]),
+                plan(settings, claim.backends, caches.prepare(settings), is_first=state is None),
+                load=functools.partial(_reload, source, claim.backends, caches, metrics),
+                observer=Observers([caches, metrics, claim.state_file, ServiceManager(), Launched(launch), Log()]),
                 inherited=inherited,
                 upgrade=Upgrade(source.command("check"), source.command("serve"), claim.descriptors),
                 state=state,
                 board=claim.board,
             )
-            claim.state_file.show_board(master.board.fileno())
+            claim.state_file.show_boards(master.board.fileno(), claim.backends.board)
             claim.state_file.listening = lambda: [*map(str, master.endpoints), *metrics.endpoints]
             master.run()
     except SettingError as error:
@@ -160,19 +165,20 @@ def _run(
     except StartError as error:
         return _fail(launch, os.EX_CONFIG if error.is_setting else os.EX_UNAVAILABLE, str(error))
     except OSError as error:
-        code = os.EX_NOPERM if isinstance(error, PermissionError) else os.EX_UNAVAILABLE
-        return _fail(launch, code, str(error))
+        # What is forbidden stays so, however often a service manager tries again.
+        return _fail(launch, os.EX_NOPERM if error.errno in _FORBIDDEN else os.EX_UNAVAILABLE, str(error))
     except AlreadyRunningError as error:
         return _fail(launch, 1, str(error))
     return os.EX_OK
 
 
-def _reload(source: Source, metrics: Metrics) -> Plan:
+def _reload(source: Source, memory: Memory, caches: Caches, metrics: Metrics) -> Plan:
     settings = source.load()
     log.set_up("master", settings.log)
     _warn(settings)
+    shared = caches.prepare(settings)
     metrics.prepare(settings)
-    return plan(settings)
+    return plan(settings, memory, shared)
 
 
 def _fail(launch: Launch, code: int, reason: str) -> int:
@@ -187,6 +193,12 @@ class Claim:
     state_file: StateFile
     descriptors: dict[str, int] = dataclasses.field(default_factory=dict)
     board: Scoreboard | None = None
+    backends: Memory = dataclasses.field(init=False)
+
+    def share(self, memory: Memory) -> None:
+        """Have the workers share *memory*."""
+        self.backends = memory
+        self.descriptors |= memory.descriptors()
 
 
 @contextlib.contextmanager
@@ -208,6 +220,7 @@ def _claimed(settings: Settings, state: MasterState | None) -> Iterator[Claim]:
                 raise
             logger.warning("others than its own user will not see what this server does: %s; set runtime_dir", error)
             state_file.has_file = False
+            claim.share(_backends(None, state))
         yield claim
 
 
@@ -221,6 +234,15 @@ def _claim(claim: Claim, places: Places, state: MasterState | None, held: contex
     held.callback(board.remove)
     claim.descriptors[_PID_FILE] = pid_file.fileno()
     claim.board = board
+    memory = _backends(places.backends, state)
+    held.callback(memory.remove)
+    claim.share(memory)
+
+
+def _backends(path: Path | None, state: MasterState | None) -> Memory:
+    """Go on with the memory of the program that was here before, or make new memory."""
+    former = [state.others[name] for name in backends.DESCRIPTORS if name in state.others] if state else []
+    return (Memory.resume(path, *former) if former else None) or Memory.make(path)
 
 
 def _warn(settings: Settings) -> None:

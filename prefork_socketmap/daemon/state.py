@@ -59,7 +59,9 @@ class State:
     listening: Sequence[str] = ()
     """The endpoints, as they are bound."""
     board: int = -1
-    """The master's descriptor of the scoreboard."""
+    """The master's descriptor of the scoreboard,"""
+    backends: int = -1
+    """and that of the board of the backends."""
 
     @property
     def places(self) -> Places:
@@ -107,7 +109,8 @@ def _parse(text: str) -> State:
     if document["reload"] is not None:
         document["reload"] = Reload(**document["reload"])
     state = State(**{each.name: document[each.name] for each in dataclasses.fields(State) if each.name in document})
-    if not (isinstance(state.pid, int) and isinstance(state.config, str) and isinstance(state.board, int)):
+    numbers = (state.pid, state.board, state.backends)
+    if not (isinstance(state.config, str) and all(isinstance(each, int) for each in numbers)):
         raise TypeError("not the state of a server")
     return state
 
@@ -142,9 +145,9 @@ class StateFile(Observer):
         """Return the descriptor of the memory."""
         return self._memory
 
-    def show_board(self, descriptor: int) -> None:
-        """Tell where the scoreboard is found, when its file is not there any more."""
-        self._state = dataclasses.replace(self._state, board=descriptor)
+    def show_boards(self, board: int, backends: int) -> None:
+        """Tell where the scoreboard, and that of the backends, is found when its file is not there any more."""
+        self._state = dataclasses.replace(self._state, board=board, backends=backends)
         self._remember()
 
     def ready(self, generation: int) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from prefork_socketmap.daemon import asjson, control, prometheus, report, tables
+from prefork_socketmap.daemon import asjson, backends, control, prometheus, report, tables
 from prefork_socketmap.daemon.identity import Server, Sought, UnidentifiedError
 from prefork_socketmap.daemon.journal import complain
 from prefork_socketmap.daemon.report import Finding, Report
@@ -94,16 +94,20 @@ def _look_at(server: Server) -> Finding:
         return Finding(os.EX_OK, f"prefork-socketmap is starting, pid {server.pid}", server.pid)
     line = f"prefork-socketmap is running, pid {server.pid}"
     try:
-        board = _board(server, told)
+        board, where = _boards(server, told)
     except (OSError, ScoreboardError) as error:
         return Finding(os.EX_OK, line, server.pid, problem=f"what it does cannot be read: {error}")
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(board.started))
     problem = f"the last reload was refused: {told.reload.problem}" if told.reload and told.reload.problem else None
-    return Finding(os.EX_OK, f"{line}, since {since}", server.pid, report.make(board), problem)
+    found = report.make(board, backends.read(where))
+    return Finding(os.EX_OK, f"{line}, since {since}", server.pid, found, problem)
 
 
-def _board(server: Server, told: State) -> Scoreboard:
-    """Open the scoreboard; the master's own, if its file is gone, or another server's by now."""
+def _boards(server: Server, told: State) -> tuple[Scoreboard, Path]:
+    """Open the scoreboard; return it, and where the board of the backends is.
+
+    They are the master's own descriptors if the file is gone, or another server's by now.
+    """
     problem: Exception
     try:
         board = Scoreboard.read(server.places.scoreboard)
@@ -111,8 +115,9 @@ def _board(server: Server, told: State) -> Scoreboard:
         problem = error
     else:
         if board.pid == server.pid:
-            return board
+            return board, server.places.backends
         problem = ScoreboardError(f"{server.places.scoreboard}: of another process, {board.pid}")
+    own = Path(f"/proc/{server.pid}/fd")
     with contextlib.suppress(OSError):
-        return Scoreboard.read(Path(f"/proc/{server.pid}/fd/{told.board}"))
+        return Scoreboard.read(own / str(told.board)), own / str(told.backends)
     raise problem

@@ -1,4 +1,4 @@
-"""The status for people: a summary, a table of the maps, a table of the workers."""
+"""The status for people: a summary, a table of the maps, of the backends, of the workers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
+from prefork_socketmap.daemon.backends import BackendReport
 from prefork_socketmap.daemon.report import Counters, Finding, MapReport, Report, WorkerReport
 from prefork_socketmap.socketmap.messages import printable
 
@@ -64,6 +65,7 @@ def _rates(report: Report, before: Report | None, seconds: float, period: str) -
     yield from _unknown(report)
     yield ""
     yield from _table([_rate_row(each, new, seconds) for each, new in maps], left=("map",))
+    yield from _backends(report)
     busy = [each for each in report.workers if each.map]
     if busy:
         yield ""
@@ -119,6 +121,7 @@ def _lines(report: Report) -> Iterator[str]:
     yield from _unknown(report)
     yield ""
     yield from _table([_map_row(each) for each in report.maps], left=("map",))
+    yield from _backends(report)
     yield ""
     yield from _table([_worker_row(each) for each in report.workers], left=("state", "map", "client"))
 
@@ -138,6 +141,21 @@ def _map_row(each: MapReport) -> Mapping[str, str]:
     row["stale"] = str(cache.stale) if cache.exists else ""
     row["deaths"] = str(each.deaths) if each.deaths else ""
     return row
+
+
+def _backends(report: Report) -> Iterator[str]:
+    if report.backends:
+        yield ""
+        yield from _table([_backend_row(each) for each in report.backends], left=("backend", "state"))
+
+
+def _backend_row(each: BackendReport) -> Mapping[str, str]:
+    return {
+        "backend": each.name,
+        "state": "up" if each.is_up else "down",
+        "for": _duration(each.down_seconds) if each.down_seconds is not None else "",
+        "connections": str(each.connections),
+    }
 
 
 def _worker_row(each: WorkerReport) -> Mapping[str, str]:

@@ -98,7 +98,6 @@ class SqlServerMap(NetworkMap[C]):
         except self.errors as error:
             if self.trouble(connection, error) is Trouble.REFUSED:
                 raise settings.SettingError(f"maps.{self.name}.query", self.words(error)) from error
-            self.release()
             raise UnreachableError(str(error)) from error
         self._prepared = connection
 

@@ -1,7 +1,8 @@
 """What the map types have in common that answer from a file which each worker reads, or opens, for itself.
 
 A lookup looks at the file's status first: who changes the file need not reload. A file that is gone, or cannot be
-read, changes nothing. Text files with as many entries as there are addresses are the business of ``sharedtable``.
+read, changes nothing. To open a database takes no time; a text is read by a thread of its own, while lookups go on
+with what there was. Texts with as many entries as there are addresses are the business of ``sharedtable``.
 """
 
 from __future__ import annotations
@@ -9,8 +10,12 @@ from __future__ import annotations
 import abc
 import logging
 import os
+import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, Generic, TypeVar
+from typing import BinaryIO, ClassVar, Generic, TypeVar
 
 from prefork_socketmap import settings
 from prefork_socketmap.maps import filestate
@@ -18,6 +23,11 @@ from prefork_socketmap.maps.base import Map, reason
 from prefork_socketmap.maps.setting import setting
 
 T = TypeVar("T")
+
+# Seconds until a file is read again that could not be.
+_PAUSE = 5.0
+# Seconds that a lookup waits, at each of its system calls, for a thread that reads: a fifth of Python's default.
+_SWITCH_INTERVAL = 0.001
 
 
 class WatchedFileMap(Map, Generic[T]):
@@ -29,7 +39,12 @@ class WatchedFileMap(Map, Generic[T]):
     path = setting(settings.text)
     """The file."""
 
+    is_text: ClassVar[bool] = True
+    """Whether the file has to be parsed, which may take long. Otherwise it is just opened."""
+
     _content: T
+    _thread: threading.Thread | None = None
+    _next_reading = 0.0
     _tag = b""
     # Tag of a file that could not be read: reading it again would not change that.
     _refused = b""
@@ -48,36 +63,67 @@ class WatchedFileMap(Map, Generic[T]):
     def prepare(self) -> None:
         """Read the file. Raises SettingError when that is not possible."""
         try:
-            self._read()
+            self._read(filestate.settled)
         except (OSError, ValueError) as error:
             problem = f"{settings.shown(self.path)}: {reason(error)}"
             raise settings.SettingError(f"maps.{self.name}.path", problem) from None
 
     def release(self) -> None:
         """Let go of what was read."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
         self.dispose(self._content)
         del self._content
         self._tag = self._refused = b""
 
     def content(self) -> T:
-        """Return what the file has now or, if it cannot be read, what it had."""
+        """Return what the file has or, while that is read, and if it cannot be, what it had."""
         try:
             tag = self.tag(self._file.stat())
             if tag not in (self._tag, self._refused):
-                self._read()
+                self._follow()
         except (OSError, ValueError) as error:
-            self.complaints.log(logging.ERROR, "%s: %s; the table stays as it was", self.path, reason(error))
+            self._complain(error)
         return self._content
 
     @property
     def _file(self) -> Path:
         return self.base / self.path
 
-    def _read(self) -> None:
-        with self._file.open("rb") as file:
-            tag = self.tag(filestate.settled(file.fileno()))
+    def _follow(self) -> None:
+        if not self.is_text:
+            self._read(filestate.settled)
+        elif (self._thread is None or not self._thread.is_alive()) and time.monotonic() >= self._next_reading:
+            self._thread = threading.Thread(target=self._read_beside, name=f"reader of {self.path}", daemon=True)
+            self._thread.start()
+
+    def _read_beside(self) -> None:
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_INTERVAL)
+        try:
+            self._read(filestate.left_alone)
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError):
+                self._next_reading = time.monotonic() + _PAUSE
+            self._complain(error)
+        finally:
+            sys.setswitchinterval(interval)
+
+    def _complain(self, error: Exception) -> None:
+        self.complaints.log(logging.ERROR, "%s: %s; the table stays as it was", self.path, reason(error))
+
+    def _read(self, wait: Callable[[int], os.stat_result]) -> None:
+        """Read the file, once *wait* tells its state."""
+        with filestate.open_regular(self._file) as file:
+            status = wait(file.fileno())
+            tag = self.tag(status)
             try:
-                new = self.read(file)
+                try:
+                    new = self.read(file)
+                finally:
+                    if self.is_text:  # before any other verdict on what was read
+                        filestate.refuse_change(file, filestate.tag(status))
             except ValueError:
                 self._refused = tag
                 raise

@@ -26,6 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"medians of {options.rounds} alternating rounds of {options.seconds:g} s")
     if options.scenario == "maps":
         _compare_maps(options)
+    elif options.scenario == "cache":
+        _compare_caches(options)
+    elif options.scenario == "change":
+        _change_a_file(options)
     else:
         _compare_servers(options)
 
@@ -35,10 +39,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "scenario",
         nargs="?",
-        choices=[*SCENARIOS, "maps"],
+        choices=[*SCENARIOS, "maps", "cache", "change"],
         default="busy",
         metavar="SCENARIO",
-        help=f"{', '.join(SCENARIOS)}, maps (default: %(default)s)",
+        help=f"{', '.join(SCENARIOS)}, maps, cache, change (default: %(default)s)",
     )
     parser.add_argument(
         "-c",
@@ -65,6 +69,20 @@ def _compare_maps(options: argparse.Namespace) -> None:
 
     print("maps: this server beside the bare drivers\n")
     print(maps.run(functools.partial(_measure, options=options), options.seconds, options.rounds))
+
+
+def _compare_caches(options: argparse.Namespace) -> None:
+    from tests.bench import cache  # needs libraries
+
+    print("cache: what a remembered answer costs\n")
+    print(cache.run(options.seconds, options.rounds))
+
+
+def _change_a_file(options: argparse.Namespace) -> None:
+    from tests.bench import change  # by way of the drivers, too
+
+    print("change: a file of a million lines is replaced at the beginning of a round\n")
+    print(change.run(options.seconds, options.rounds, options.processes))
 
 
 def _compare_servers(options: argparse.Namespace) -> None:

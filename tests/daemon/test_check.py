@@ -250,9 +250,9 @@ url = "https://127.0.0.1:{port}/%s"
 
 
 def expect_of_a_server(installation: Installation, maps: str, problem: str, code: int = os.EX_CONFIG) -> None:
-    """Expect that *maps* are refused with *problem*: by ``check`` and a reload; a start tells, and serves the rest.
+    """Expect that *maps* are refused with *problem* by ``check``, a reload and an upgrade, and that a start tells it.
 
-    With another *code*, that of a server that is down, a reload tells as well, and takes effect.
+    With another *code*, that of a server that is down, a reload or an upgrade tells as well, and takes effect.
     """
     installation.config.write_text("")
     installation.config.chmod(0o600)
@@ -267,9 +267,10 @@ def expect_of_a_server(installation: Installation, maps: str, problem: str, code
     installation.start()
     installation.logged(problem)
     assert installation.lookup() == "blue"
-    reload = installation.run("reload")
-    assert (reload.returncode, problem in reload.stderr) == ((1, True) if code == os.EX_CONFIG else (0, False))
-    assert installation.lookup() == "blue"
+    for command in ("reload", "upgrade"):
+        result = installation.run(command)
+        assert (result.returncode, problem in result.stderr) == ((1, True) if code == os.EX_CONFIG else (0, False))
+        assert installation.lookup() == "blue"
 
 
 def test_a_wrong_password_of_postgresql(installation: Installation, postgresql: Postgresql) -> None:
@@ -378,7 +379,7 @@ def test_a_web_server_without_tls_and_one_that_is_down(installation: Installatio
 
 
 def test_a_port_in_use_is_told_with_its_key(installation: Installation) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.create_server(("127.0.0.1", free_port())) as taken:
         address = f"inet:127.0.0.1:{taken.getsockname()[1]}"
         installation.configure(listen=f'["{installation.endpoint}", "{address}"]')
         problem = f"{installation.config}: listen[1]: cannot listen on {address}: Address already in use"
@@ -464,7 +465,7 @@ def test_an_owner_that_the_user_may_not_give_is_told(installation: Installation)
 
 
 def test_a_port_for_metrics_that_is_in_use_is_told(installation: Installation) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.create_server(("127.0.0.1", free_port())) as taken:
         port = taken.getsockname()[1]
         installation.configure(f'[metrics]\nlisten = "127.0.0.1:{port}"\n')
         result = installation.run("check")

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from prefork_socketmap.client import TempFail
 from prefork_socketmap.daemon import configfile
 from prefork_socketmap.daemon.exporter import MOST_CLIENTS
 from prefork_socketmap.settings import SettingError
@@ -98,6 +100,36 @@ def test_what_happens_is_counted_as_status_counts_it(metered: Metered) -> None:
     assert metered.scraped()["prefork_socketmap_up", ()] == 1
     told = {family.name for family in text_string_to_metric_families(metered.run("status", "--prometheus").stdout)}
     assert {family.name for family in text_string_to_metric_families(metered.scrape())} == told
+
+
+def test_hits_of_a_cache_and_the_state_of_backends_are_told(metered: Metered) -> None:
+    port = free_port()
+    metered.configure(
+        maps=f"""
+[maps.colours]
+type = "python"
+path = ["."]
+function = "cached_colours:lookup"
+cache_ttl = "1h"
+
+[maps.down]
+type = "redis"
+hosts = ["127.0.0.1:{port}"]
+query = "GET %s"
+"""
+    )
+    (metered.directory / "cached_colours.py").write_text('def lookup(key):\n    return "blue"\n')
+    metered.start()
+    assert [metered.lookup("colours", "sky") for _ in range(3)] == ["blue"] * 3
+    with pytest.raises(TempFail):
+        metered.lookup("down", "sky")
+    hits = ("prefork_socketmap_cache_hits_total", (("map", "colours"),))
+    up = ("prefork_socketmap_backend_up", (("backend", f"redis 127.0.0.1:{port}"),))
+    eventually(lambda: metered.scraped().get(hits) == 2, within=30, what="the hits are counted")
+    eventually(lambda: metered.scraped().get(up) == 0, within=30, what="the backend is down")
+    shutil.rmtree(metered.runtime_dir)
+    assert f"redis 127.0.0.1:{port}" in metered.run("status").stdout
+    assert metered.scraped()[up] == 0
 
 
 def test_it_can_do_nothing_but_read_and_answer(metered: Metered) -> None:

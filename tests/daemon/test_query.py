@@ -218,7 +218,7 @@ def test_verbose_needs_a_file(server: Installation) -> None:
 
 @pytest.mark.parametrize("timeout", ["1", "1s", "0.5"])
 def test_a_server_that_does_not_answer_is_waited_for_as_long_as_told(timeout: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
+    with socket.create_server(("127.0.0.1", free_port())) as silent:
         endpoint = f"inet:127.0.0.1:{silent.getsockname()[1]}"
         result = query("--timeout", timeout, f"{endpoint}:answers", "key")
     assert result.returncode == os.EX_UNAVAILABLE
