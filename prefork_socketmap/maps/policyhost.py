@@ -118,7 +118,8 @@ class _Connection(http.client.HTTPConnection):
         super().connect()
         sock: socket.socket = self.sock
         sock.settimeout(max(end - time.monotonic(), _LEAST_SHARE))
-        self.sock = self._context.wrap_socket(sock, server_hostname=self._host)
+        # Who cuts the connection off shall not cut an answer short that does not tell its length: RFC 9112, 9.8.
+        self.sock = self._context.wrap_socket(sock, server_hostname=self._host, suppress_ragged_eofs=False)
 
 
 class _BoundedSocket(ssl.SSLSocket):

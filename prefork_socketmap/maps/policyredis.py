@@ -96,6 +96,10 @@ class RedisStore:
         """Take this thread's connection from those that the maps of this process share."""
         self._server().share(links)
 
+    def verify(self) -> None:
+        """Connect. Raises SettingError or UncheckedError."""
+        self._server().verify()
+
     def prepare(self) -> None:
         """Do nothing: the first lookup connects."""
 

@@ -53,10 +53,13 @@ class Stored(NamedTuple):
 
 
 class Store(Protocol):
-    """What the map needs of a store. All of these but ``share`` raise StoreError."""
+    """What the map needs of a store. All of these but the first two raise StoreError."""
 
     def share(self, links: Callable[[], Links]) -> None:
         """Take connections, if there are any, from those that the maps of this process share."""
+
+    def verify(self) -> None:
+        """Find out whether the store can be used, by waiting if need be. Raises SettingError or UncheckedError."""
 
     def prepare(self) -> None:
         """Find out whether the store can be used, as far as that needs no waiting."""
@@ -115,6 +118,9 @@ class SqliteStore:
 
     def share(self, links: Callable[[], Links]) -> None:
         """Do nothing: there is a file."""
+
+    def verify(self) -> None:
+        """Do nothing: ``prepare`` has done it."""
 
     def prepare(self) -> None:
         """Make the file, if need be. Raises StoreError when it cannot be used."""

@@ -137,6 +137,10 @@ class TlsPolicyMap(Map):
         if self.dane and not self._client.is_trusted:
             log.warning("map %s: no resolver is trusted, so there is no DANE; see trusted_resolver", self.name)
 
+    def verify(self) -> None:
+        """Find out whether Redis answers. Raises SettingError or UncheckedError."""
+        self._store.verify()
+
     def release(self) -> None:
         """Close the store."""
         self._store.close()

@@ -99,10 +99,10 @@ def test_mail_flows_by_the_lines(block: dict[str, str], installation: Installati
 
 def test_the_blocks_are_found_and_name_maps_over_each_kind_of_socket(etc: Path) -> None:
     assert len(readme_blocks()) == 2
-    assert len(example_blocks(etc)) == 3
+    assert len(example_blocks(etc)) == 4
     values = " ".join(value for block in blocks() for value in block.values())
-    maps = set(re.findall(r"socketmap:(?:inet:[\d.:]+|unix:[^:]+):(\w+)", values))
-    assert maps == {"domains", "aliases", "transport", "access"}
+    maps = set(re.findall(r"socketmap:(?:inet:[\d.:]+|unix:[^:]+):([\w-]+)", values))
+    assert maps == {"domains", "aliases", "transport", "access", "tls-policy"}
     assert "socketmap:unix:socketmap/sock:" in values
 
 

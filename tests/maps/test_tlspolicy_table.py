@@ -26,8 +26,8 @@ def test_a_domain_gets_the_answer_that_the_rules_give(make: MakeMap, domain: Dom
 
 HOSTILE = [
     "status-404", "status-500", "status-203", "redirected", "type-html", "type-none", "type-with-charset",
-    "type-in-capitals", "compressed", "drips", "floods", "many-headers", "certificate-of-another",
-    "certificate-expired", "certificate-with-common-name", "certificate-with-wildcard",
+    "type-in-capitals", "compressed", "drips", "floods", "cut-off", "too-short", "many-headers",
+    "certificate-of-another", "certificate-expired", "certificate-with-common-name", "certificate-with-wildcard",
     "certificate-with-high-wildcard", "certificate-of-stranger",
 ]  # fmt: skip
 

@@ -186,6 +186,20 @@ def _flood(handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(b"version: STSv1\n" * 4096)
 
 
+def _cut_off(handler: BaseHTTPRequestHandler) -> None:
+    """Send a policy whose last digits may be missing: its length is told nowhere, nor its end by TLS."""
+    domain = handler.headers["Host"].removeprefix("mta-sts.")
+    handler.wfile.write(
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n" + POLICY.format(domain=domain).encode()
+    )
+
+
+def _too_short(handler: BaseHTTPRequestHandler) -> None:
+    domain = handler.headers["Host"].removeprefix("mta-sts.")
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 500\r\n\r\n")
+    handler.wfile.write(POLICY.format(domain=domain).encode())
+
+
 def _headers(handler: BaseHTTPRequestHandler) -> None:
     handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
     for number in range(90):
@@ -215,6 +229,8 @@ def by_policy_host(hosts: PolicyHosts) -> list[Domain]:
         "compressed": (NONE, {"headers": [("Content-Type", "text/plain"), ("Content-Encoding", "gzip")]}),
         "drips": (NONE, {"speak": _drip}),
         "floods": (NONE, {"speak": _flood}),
+        "cut-off": (NONE, {"speak": _cut_off}),
+        "too-short": (NONE, {"speak": _too_short}),
         "many-headers": (NONE, {"speak": _headers}),
         "certificate-of-another": (NONE, certified(host_of("record"))),
         "certificate-expired": (NONE, certified(host_of("certificate-expired"), days=-1)),
