@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import redis
+
 from prefork_socketmap import settings
 from prefork_socketmap.maps.base import LookupFailedError
 from prefork_socketmap.maps.policystore import Stored, StoreError
@@ -24,12 +26,11 @@ from prefork_socketmap.maps.redis import RedisMap
 from prefork_socketmap.socketmap.messages import to_text
 
 if TYPE_CHECKING:
-    import redis
-
     from prefork_socketmap.maps.backend import Links
 
 _CONNECTION_KEYS = (
     "hosts", "sentinel", "cluster", "dbname", "user", "password", "password_file", "password_env", "timeout",
+    "max_connections", "max_connection_idle", "max_workers_share",
     "tls", "tls_CAfile", "tls_CApath", "tls_cert_file", "tls_key_file", "tls_verify_cert",
 )  # fmt: skip
 _PUT = """
@@ -73,7 +74,12 @@ class PolicyRedisMap(RedisMap):
         """Send the command."""
         if key is not self._key:  # which node of a cluster has what
             return super().ask(connection, key)
-        self._answer = self.command(connection, *self._words)
+        try:
+            if self._is_asking:
+                connection.execute_command("ASKING")
+            self._answer = connection.execute_command(*self._words)
+        except redis.ResponseError as error:
+            self.refuse(connection, error)
         return None
 
 

@@ -15,7 +15,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import redis
 from redis.backoff import NoBackoff
@@ -165,21 +165,21 @@ class RedisMap(TlsSettings, NetworkMap[redis.Redis]):
             return None
         arguments = self.query.arguments(Address.split(key))
         log.debug("map %s: %s with %r", self.name, self.query.word, arguments)
-        answer = self.command(connection, self.query.word, *arguments)
+        try:
+            if self._is_asking:
+                connection.execute_command("ASKING")
+            answer = connection.execute_command(self.query.word, *arguments)
+        except redis.ResponseError as error:
+            self.refuse(connection, error)
         if self.query.word == "SISMEMBER":
             return arguments[-1:] if answer else None
         return None if answer is None else [to_text(answer)]
 
-    def command(self, connection: redis.Redis, *words: str | int) -> Any:
-        """Return what the server says to a command. Raises ElsewhereError."""
-        try:
-            if self._is_asking:
-                connection.execute_command("ASKING")
-            return connection.execute_command(*words)
-        except redis.ResponseError as error:
-            if isinstance(found := _typed(error), AskError):
-                raise ElsewhereError(found, _node(found.host or _host_of(connection), found.port)) from error
-            raise
+    def refuse(self, connection: redis.Redis, error: redis.ResponseError) -> NoReturn:
+        """Raise ElsewhereError if *error* says that another node has the key, else *error*."""
+        if isinstance(found := _typed(error), AskError):
+            raise ElsewhereError(found, _node(found.host or _host_of(connection), found.port)) from error
+        raise error
 
     def examine(self, connection: redis.Redis) -> None:
         """Ask whether it is there for us, and, if it should be a node of a cluster, what it knows of that."""
