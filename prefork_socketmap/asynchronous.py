@@ -25,8 +25,7 @@ class EventLoop:
 
     def __init__(self, limit: float) -> None:
         self._limit = limit - min(_MOST, limit * _PART) if limit else None
-        self._runner = asyncio.Runner()
-        self._loop = self._runner.get_loop()
+        self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
 
     def lookup(self, function: Callable[..., Awaitable[T]]) -> Callable[..., T]:
@@ -55,5 +54,12 @@ class EventLoop:
             raise
 
     def close(self) -> None:
-        """Cancel all tasks, and close the loop."""
-        self._runner.close()
+        """Cancel all tasks, and close the loop; but wait for none that goes on all the same, nor for its threads."""
+        left = asyncio.all_tasks(self._loop)
+        for task in left:
+            task.cancel()
+        left |= {self._loop.create_task(self._loop.shutdown_asyncgens())}
+        _, left = self._loop.run_until_complete(asyncio.wait(left, timeout=_LAST_WORDS))
+        for task in left:
+            log.error("a task goes on, though it has been cancelled, and ends with the worker: %r", task)
+        self._loop.close()

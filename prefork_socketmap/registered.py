@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ class Registered(NamedTuple):
     starts: tuple[Function, ...] = ()
     stops: tuple[Function, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()
+    sockets: tuple[socket.socket, ...] = ()
+    """Duplicates of the program's."""
 
     @property
     def is_async(self) -> bool:
