@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -46,20 +46,24 @@ class EventLoop:
         try:
             return self._loop.run_until_complete(task)
         except BaseException:
-            if not task.done():
-                task.cancel()
-                self._loop.run_until_complete(asyncio.wait([task], timeout=_LAST_WORDS))
-            if not task.done():
-                log.error("a task goes on, though it has been cancelled: %r", task)
+            self._cancel({task})
             raise
 
-    def close(self) -> None:
-        """Cancel all tasks, and close the loop; but wait for none that goes on all the same, nor for its threads."""
-        left = asyncio.all_tasks(self._loop)
-        for task in left:
+    def _cancel(self, tasks: set[asyncio.Task[Any]]) -> None:
+        """Cancel those of *tasks* that are not done, and wait a moment for them."""
+        for task in tasks:
             task.cancel()
-        left |= {self._loop.create_task(self._loop.shutdown_asyncgens())}
-        _, left = self._loop.run_until_complete(asyncio.wait(left, timeout=_LAST_WORDS))
+        self._await_end(tasks)
+
+    def _await_end(self, tasks: set[asyncio.Task[Any]]) -> None:
+        left = {task for task in tasks if not task.done()}
+        if left:
+            _, left = self._loop.run_until_complete(asyncio.wait(left, timeout=_LAST_WORDS))
         for task in left:
-            log.error("a task goes on, though it has been cancelled, and ends with the worker: %r", task)
+            log.error("a task goes on, though it should end: %r", task)
+
+    def close(self) -> None:
+        """Cancel all tasks, and close the loop; but wait for none that goes on all the same, nor for threads."""
+        self._cancel(asyncio.all_tasks(self._loop))
+        self._await_end({self._loop.create_task(self._loop.shutdown_asyncgens())})
         self._loop.close()
