@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prefork_socketmap.prefork.listener import Endpoint
+if TYPE_CHECKING:
+    import socket
+
+    from prefork_socketmap.prefork.listener import Endpoint
 
 
 class Function(NamedTuple):

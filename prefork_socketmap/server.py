@@ -6,7 +6,6 @@ What a lookup may return and what becomes of it is in ``service``; how workers l
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import signal
 import socket
@@ -17,13 +16,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from prefork_socketmap import usage
 from prefork_socketmap.config import Config
-from prefork_socketmap.prefork.listener import Endpoint
 from prefork_socketmap.registered import Function, Registered
 from prefork_socketmap.socketmap.messages import to_bytes
 
 if TYPE_CHECKING:
     from prefork_socketmap.background import BackgroundMaster, MakeMaster
     from prefork_socketmap.foreground import Foreground
+    from prefork_socketmap.prefork.listener import Endpoint
     from prefork_socketmap.service import Answer, DefaultLookup, Lookup
 
     AsyncLookup = Callable[[str], Awaitable[Answer]]
@@ -156,6 +155,8 @@ class Server:
         if usage.is_socket(endpoint):
             self._add_socket(endpoint)
             return
+        from prefork_socketmap.prefork.listener import Endpoint  # here: it is a quarter of what an import takes
+
         if isinstance(endpoint, str):
             endpoint = Endpoint.parse(endpoint, self._config.port)
         elif not isinstance(endpoint, Endpoint):
@@ -178,6 +179,8 @@ class Server:
         """
         if not isinstance(address, str):
             usage.wrong_type("address", address, 'a str, "host:port"')
+        from prefork_socketmap.prefork.listener import Endpoint
+
         self._serve([Endpoint.parse_inet(address, self._config.port)])
 
     def listen_and_serve_unix(self, path: str | os.PathLike[str]) -> None:
@@ -187,6 +190,8 @@ class Server:
             usage.wrong_type("path", path, "the path of a socket, a str or a Path")
         if not found:
             raise ValueError("path: an empty path is not accepted here; expected that of a socket")
+        from prefork_socketmap.prefork.listener import Endpoint
+
         self._serve([Endpoint("unix", path=found)])
 
     def serve(self, sock: socket.socket | int) -> None:
@@ -270,7 +275,7 @@ class Server:
             usage.wrong_type("timeout", timeout, "a number of seconds, or None")
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"timeout: {timeout!r} is not accepted here; expected a number of seconds, or None")
-        self._stop(signal.SIGTERM, None if timeout == math.inf else timeout)
+        self._stop(signal.SIGTERM, timeout)
 
     def close(self) -> None:
         """Stop at once: lookups under way are lost. The server cannot serve again. An error in a worker."""

@@ -471,7 +471,10 @@ def test_reloads_that_are_asked_for_at_the_same_time_all_take_place(
 
 @pytest.fixture
 def on_signal() -> Iterator[Callable[[Callable[[], object]], list[Exception]]]:
-    """Call a function when SIGUSR1 comes; return a list of the errors that it raises."""
+    """Call a function when SIGUSR1 comes; return a list of the errors that it raises.
+
+    To be named before the server, so that this one ends first: its workers send the signal, which would kill us.
+    """
     previous = signal.getsignal(signal.SIGUSR1)
 
     def handle(function: Callable[[], object]) -> list[Exception]:
@@ -497,10 +500,10 @@ def on_signal() -> Iterator[Callable[[Callable[[], object]], list[Exception]]]:
     ids=["reload", "register_map"],
 )
 def test_a_signal_handler_cannot_wait_for_a_change_in_the_middle_of_another(
+    on_signal: Callable[..., list[Exception]],
     server: Server,
     endpoint: str,
     in_thread: InThread,
-    on_signal: Callable[..., list[Exception]],
     how: str,
     change: Callable[[Server], None],
     tmp_path: Path,
@@ -523,10 +526,10 @@ def test_a_signal_handler_cannot_wait_for_a_change_in_the_middle_of_another(
 
 @pytest.mark.parametrize("how", ["start", "serve_forever"])
 def test_a_signal_handler_stops_the_server_in_the_middle_of_a_reload(
+    on_signal: Callable[..., list[Exception]],
     server: Server,
     endpoint: str,
     in_thread: InThread,
-    on_signal: Callable[..., list[Exception]],
     how: str,
     tmp_path: Path,
 ) -> None:
