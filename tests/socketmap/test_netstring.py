@@ -181,6 +181,7 @@ def test_endless_digits_are_not_converted() -> None:
         decode(b"9" * 10_000 + b":")
 
 
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="PyPy does not tell the size of an object")
 def test_no_memory_is_taken_for_an_announced_length() -> None:
     decoder = Decoder(10**9)
     decoder.feed(b"999999999:")
