@@ -10,6 +10,7 @@ import platform
 import resource
 from collections.abc import Iterator, Sequence
 
+from tests.bench import imports
 from tests.bench.load import Load, Loaders
 from tests.bench.measure import ServerProcess
 from tests.bench.report import Figures, render
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _compare_caches(options)
     elif options.scenario == "change":
         _change_a_file(options)
+    elif options.scenario == "import":
+        _import_the_library(options)
     else:
         _compare_servers(options)
 
@@ -39,10 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "scenario",
         nargs="?",
-        choices=[*SCENARIOS, "maps", "cache", "change"],
+        choices=[*SCENARIOS, "maps", "cache", "change", "import"],
         default="busy",
         metavar="SCENARIO",
-        help=f"{', '.join(SCENARIOS)}, maps, cache, change (default: %(default)s)",
+        help=f"{', '.join(SCENARIOS)}, maps, cache, change, import (default: %(default)s)",
     )
     parser.add_argument(
         "-c",
@@ -83,6 +86,11 @@ def _change_a_file(options: argparse.Namespace) -> None:
 
     print("change: a file of a million lines is replaced at the beginning of a round\n")
     print(change.run(options.seconds, options.rounds, options.processes))
+
+
+def _import_the_library(options: argparse.Namespace) -> None:
+    print("import: what it takes, above the bare interpreter\n")
+    print(imports.run(options.rounds))
 
 
 def _compare_servers(options: argparse.Namespace) -> None:
