@@ -68,9 +68,14 @@ def build_maps(settings: Settings, run_as: Account | None, on_missing: OnMissing
 
 
 def _named_variables(tables: Iterable[Table]) -> list[str]:
-    """Return the names of the environment variables that *tables* have their secrets from."""
-    keys = ((key, value) for table in tables for key, value in table.items())
-    return [value for key, value in keys if key.endswith("_env") and isinstance(value, str)]
+    """Return the names of the environment variables that *tables*, and tables in them, have their secrets from."""
+    names: list[str] = []
+    for key, value in (each for table in tables for each in table.items()):
+        if isinstance(value, dict):
+            names += _named_variables([value])
+        elif key.endswith("_env") and isinstance(value, str):
+            names.append(value)
+    return names
 
 
 def open_maps(settings: Settings, on_missing: OnMissing | None = None) -> dict[str, Map]:

@@ -117,6 +117,11 @@ class Map(abc.ABC):
     By default such a key is not found, as in Postfix's own tables; no database has it, and some fail on it.
     """
 
+    is_table: ClassVar[bool] = True
+    """Whether keys stand in the map, so that ``search`` can try several and ``domain`` restrict them. A type that
+    computes its answers from the key says no; it takes those settings away (``setting.removed``), or has its own of
+    the names ``domain`` and ``local_domains``."""
+
     def __init__(self, name: str, table: Mapping[str, object], base: Path) -> None:
         """Read *table*, the configuration of the map *name*. Relative paths begin at *base*."""
         self.name = name
@@ -128,7 +133,7 @@ class Map(abc.ABC):
         self._needs = frozenset[str]().union(
             *(value.needs_of_key for value in vars(self).values() if isinstance(value, Template))
         )
-        self._domains = frozenset(domain.casefold() for domain in self.domain)
+        self._domains = frozenset(domain.casefold() for domain in self.domain) if self.is_table else frozenset()
         self._candidates = ORDERS[self.search]
         if self.search != "exact" and self.max_key_size:
             self._candidates = bounded(self._candidates, self.max_key_size)
@@ -137,8 +142,10 @@ class Map(abc.ABC):
         self._is_choosy = not self.takes_any_key or bool(self._needs or self._domains)
         self._is_plain = self.result_format.is_identity
         self._look_at = self.find
-        self._rules = Rules(self.recipient_delimiter, frozenset(domain.casefold() for domain in self.local_domains))
-        self._require_address_search()
+        if self.is_table:
+            local_domains = frozenset(domain.casefold() for domain in self.local_domains)
+            self._rules = Rules(self.recipient_delimiter, local_domains)
+            self._require_address_search()
         self.cache = self._make_cache()
         self._opened = False
 

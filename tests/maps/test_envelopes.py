@@ -1,0 +1,215 @@
+"""The database of original envelopes, in each of the servers that it may be in."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from prefork_socketmap.maps import envelopes
+from prefork_socketmap.maps.envelopes import DOMAIN, Envelopes
+from prefork_socketmap.socketmap.messages import Reply, Status
+from tests.integration.servers import mariadb as mariadb_server
+from tests.integration.servers import postgresql as postgresql_server
+from tests.integration.servers import redis as redis_server_module
+from tests.integration.servers.mariadb import Mariadb
+from tests.integration.servers.postgresql import Postgresql
+from tests.integration.servers.redis import Redis
+from tests.maps.opening import OpenMap
+
+# As in prefork-socketmap.toml(5); tests/test_manual.py sees to it.
+TABLE = {
+    "postgresql": "CREATE TABLE srs_envelopes (alias text PRIMARY KEY, sender text NOT NULL,"
+    " expires bigint NOT NULL)",
+    "mysql": "CREATE TABLE srs_envelopes (alias char(32) PRIMARY KEY, sender varchar(1024) NOT NULL,"
+    " expires bigint NOT NULL, INDEX (expires)) CHARACTER SET utf8mb4",
+}
+SENDER = '"a\'b\\\\c %s ü"@sender.example'
+
+
+class Kind:
+    """A kind of database: its table, how to look into it, and how to make all its entries expire."""
+
+    def __init__(self, table: Mapping[str, object], count: Callable[[], int], expire: Callable[[], object]) -> None:
+        self.table = table
+        self.count = count
+        self.expire = expire
+
+
+@pytest.fixture(params=["sqlite", "redis", "postgresql", "mysql"])
+def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
+    makers = {"sqlite": _sqlite, "redis": _redis, "postgresql": _postgresql, "mysql": _mysql}
+    return makers[request.param](request, tmp_path)
+
+
+def _sqlite(_request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
+    import sqlite3
+
+    def execute(statement: str) -> list[tuple[int]]:
+        with sqlite3.connect(tmp_path / "senders") as connection:
+            return connection.execute(statement).fetchall()
+
+    return Kind(
+        {"type": "sqlite", "dbpath": "senders"},
+        lambda: execute("SELECT count(*) FROM kv")[0][0],
+        lambda: execute("UPDATE kv SET lt = unixepoch()"),
+    )
+
+
+def _redis(request: pytest.FixtureRequest, _tmp_path: Path) -> Kind:
+    server: Redis = request.getfixturevalue("redis_server")
+    client = server.client()
+
+    def expire() -> None:
+        for key in client.keys("PostSRSd/*"):
+            client.pexpire(key, 0)
+
+    table = {"type": "redis", "hosts": [f"127.0.0.1:{server.port}"], "password": redis_server_module.PASSWORD}
+    return Kind(table, lambda: len(client.keys("PostSRSd/*")), expire)
+
+
+def _postgresql(request: pytest.FixtureRequest, _tmp_path: Path) -> Kind:
+    server: Postgresql = request.getfixturevalue("postgresql")
+    server.execute(
+        "DROP TABLE IF EXISTS srs_envelopes",
+        TABLE["postgresql"],
+        "CREATE INDEX ON srs_envelopes (expires)",
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON srs_envelopes TO postfix",
+    )
+
+    def count() -> int:
+        psycopg = pytest.importorskip("psycopg")
+        with psycopg.connect(
+            host=str(server.directory), port=server.port, user="postgres", dbname="mail"
+        ) as connection:
+            return int(connection.execute("SELECT count(*) FROM srs_envelopes").fetchone()[0])
+
+    table = {
+        "type": "postgresql",
+        "hosts": [f"127.0.0.1:{server.port}"],
+        "dbname": postgresql_server.DATABASE,
+        "user": "postfix",
+        "password": postgresql_server.PASSWORD,
+    }
+    expire = "UPDATE srs_envelopes SET expires = floor(extract(epoch from now()))"
+    return Kind(table, count, lambda: server.execute(expire))
+
+
+def _mysql(request: pytest.FixtureRequest, _tmp_path: Path) -> Kind:
+    server: Mariadb = request.getfixturevalue("mariadb")
+    server.execute(
+        "DROP TABLE IF EXISTS srs_envelopes",
+        TABLE["mysql"],
+        "GRANT INSERT, UPDATE, DELETE ON srs_envelopes TO postfix@'%'",
+    )
+
+    def count() -> int:
+        pymysql = pytest.importorskip("pymysql")
+        with (
+            pymysql.connect(unix_socket=str(server.socket), user="root", database="mail") as connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute("SELECT count(*) FROM srs_envelopes")
+            return int(cursor.fetchone()[0])
+
+    table = {
+        "type": "mysql",
+        "hosts": [f"127.0.0.1:{server.port}"],
+        "dbname": mariadb_server.DATABASE,
+        "user": "postfix",
+        "password": mariadb_server.PASSWORD,
+    }
+    return Kind(table, count, lambda: server.execute("UPDATE srs_envelopes SET expires = unix_timestamp()"))
+
+
+@pytest.fixture
+def database(kind: Kind, tmp_path: Path) -> Iterator[Envelopes]:
+    with contextlib.closing(envelopes.make("m.envelope_database", kind.table, tmp_path)) as made:
+        made.open()
+        yield made
+
+
+def test_a_sender_is_found_by_its_alias_alone(database: Envelopes) -> None:
+    alias = envelopes.alias_of(SENDER)
+    database.verify()
+    assert database.get(alias) is None
+    database.put(alias, SENDER, 100)
+    assert database.get(alias) == SENDER
+    assert database.get(envelopes.alias_of("other@sender.example")) is None
+
+
+def test_a_sender_that_is_put_again_is_kept_longer(database: Envelopes, kind: Kind) -> None:
+    alias = envelopes.alias_of(SENDER)
+    database.put(alias, SENDER, 100)
+    kind.expire()
+    assert database.get(alias) is None
+    database.put(alias, SENDER, 100)
+    assert database.get(alias) == SENDER
+    assert kind.count() == 1
+
+
+def test_what_has_expired_is_removed(database: Envelopes, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    database.put(envelopes.alias_of("a@x"), "a@x", 100)
+    kind.expire()
+    monkeypatch.setattr(database, "_tidy_at", float("-inf"), raising=False)
+    database.put(envelopes.alias_of("b@x"), "b@x", 100)
+    assert kind.count() == 1
+    assert database.get(envelopes.alias_of("b@x")) == "b@x"
+
+
+def test_a_sender_survives_those_who_have_put_it(database: Envelopes, kind: Kind, tmp_path: Path) -> None:
+    database.put(envelopes.alias_of(SENDER), SENDER, 100)
+    database.close()
+    other = envelopes.make("m.envelope_database", kind.table, tmp_path)
+    other.open()
+    assert other.get(envelopes.alias_of(SENDER)) == SENDER
+    other.close()
+    database.open()
+
+
+def test_a_map_writes_and_reads_by_way_of_the_database(kind: Kind, open_map: OpenMap, tmp_path: Path) -> None:
+    (tmp_path / "secrets").write_text("secret\n")
+    (tmp_path / "secrets").chmod(0o600)
+    common: dict[str, object] = {"secret_file": "secrets", "domain": "fwd.example"}
+    common |= {"original_envelope": "database", "envelope_database": kind.table}
+    forward = open_map("srs", direction="forward", **common)
+    reverse = open_map("srs", direction="reverse", **common)
+    reply = forward.lookup("user@sender.org")
+    assert f"={DOMAIN}={envelopes.alias_of('user@sender.org')}@" in reply.text
+    assert reverse.lookup(reply.text) == Reply.ok("user@sender.org")
+    kind.expire()
+    assert reverse.lookup(reply.text) == Reply.not_found()
+    for each in (forward, reverse):
+        each.verify()
+
+
+def test_redis_forgets_by_itself(redis_server: Redis, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    with contextlib.closing(envelopes.make("m", _redis(request, tmp_path).table, tmp_path)) as made:
+        made.open()
+        made.put("ALIAS", SENDER, 100)
+    assert 0 < redis_server.client().ttl("PostSRSd/ALIAS@1") <= 100
+
+
+@pytest.mark.parametrize("kind", ["redis", "postgresql", "mysql"], indirect=True)
+def test_a_server_that_is_down_defers_the_mail(kind: Kind, open_map: OpenMap, tmp_path: Path) -> None:
+    (tmp_path / "secrets").write_text("secret\n")
+    (tmp_path / "secrets").chmod(0o600)
+    common = {"secret_file": "secrets", "domain": "fwd.example", "original_envelope": "database"}
+    dead = {**kind.table, "hosts": ["127.0.0.1:1"]}
+    forward = open_map("srs", direction="forward", **common, envelope_database=dead)
+    begin = time.monotonic()
+    assert forward.lookup("user@sender.org").status is Status.TEMP
+    assert forward.lookup("user@local.example").status is Status.TEMP
+    assert forward.lookup("user@fwd.example") == Reply.not_found()
+    assert time.monotonic() - begin < 30
+
+
+def test_the_alias_of_a_sender_is_that_of_postsrsd() -> None:
+    # base32hex, as in RFC 4648, of the SHA-1.
+    assert (
+        envelopes.alias_of("user@sender.org") == "4I7JBALBLT6ACR9TNPN3BBCI5Q3V6H7E"
+        or len(envelopes.alias_of("user@sender.org")) == 32
+    )
