@@ -158,7 +158,12 @@ def test_the_keys_of_a_type_are_documented_with_their_defaults(kind: str) -> Non
         documented |= TLS_KEYS
     if declarations.keys() >= SECRET_KEYS:
         documented |= keys(SECTIONS["Secrets"])
-    documented |= keys(SECTIONS[f"Type {kind}"])
+    text = SECTIONS[f"Type {kind}"]
+    if not owner.is_table:
+        for key in COMMON_KEYS.keys() - declarations.keys():
+            assert re.search(rf"^\.Va {key}\b", text, flags=re.MULTILINE)
+            del documented[key]
+    documented |= keys(text)
     assert documented.keys() == declarations.keys()
     assert [key for key, default in documented.items() if not is_default(declarations[key], default)] == []
 

@@ -19,14 +19,11 @@ from tests.integration.servers.mariadb import Mariadb
 from tests.integration.servers.postgresql import Postgresql
 from tests.integration.servers.redis import Redis
 from tests.maps.opening import OpenMap
+from tests.test_manual import SECTIONS, displays
 
-# As in prefork-socketmap.toml(5); tests/test_manual.py sees to it.
-TABLE = {
-    "postgresql": "CREATE TABLE srs_envelopes (alias text PRIMARY KEY, sender text NOT NULL,"
-    " expires bigint NOT NULL)",
-    "mysql": "CREATE TABLE srs_envelopes (alias char(32) PRIMARY KEY, sender varchar(1024) NOT NULL,"
-    " expires bigint NOT NULL, INDEX (expires)) CHARACTER SET utf8mb4",
-}
+# What prefork-socketmap.toml(5) says to be done.
+(TABLE,) = (text for text in displays(SECTIONS["Type srs"]) if "CREATE TABLE" in text)
+STATEMENTS = TABLE.rstrip().rstrip(";").split(";")
 SENDER = '"a\'b\\\\c %s ü"@sender.example'
 
 
@@ -75,8 +72,7 @@ def _postgresql(request: pytest.FixtureRequest, _tmp_path: Path) -> Kind:
     server: Postgresql = request.getfixturevalue("postgresql")
     server.execute(
         "DROP TABLE IF EXISTS srs_envelopes",
-        TABLE["postgresql"],
-        "CREATE INDEX ON srs_envelopes (expires)",
+        *STATEMENTS,
         "GRANT SELECT, INSERT, UPDATE, DELETE ON srs_envelopes TO postfix",
     )
 
@@ -102,7 +98,7 @@ def _mysql(request: pytest.FixtureRequest, _tmp_path: Path) -> Kind:
     server: Mariadb = request.getfixturevalue("mariadb")
     server.execute(
         "DROP TABLE IF EXISTS srs_envelopes",
-        TABLE["mysql"],
+        *STATEMENTS,
         "GRANT INSERT, UPDATE, DELETE ON srs_envelopes TO postfix@'%'",
     )
 

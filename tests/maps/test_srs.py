@@ -290,6 +290,20 @@ def test_a_local_part_that_is_too_long_for_some_is_counted_and_warned_of(
     assert "a local part of 65 octets, more than the 64 that every server takes" in caplog.text
 
 
+@pytest.mark.parametrize("sender", ["user@sender.org", "user@fwd.example", "SRS0=abcd=AA=x.org=user@other.org"])
+def test_an_address_that_is_always_rewritten_comes_back_as_postfix_asks(make: Make, sender: str) -> None:
+    def until_it_stays(table: SrsMap, address: str) -> list[str]:
+        """Ask again for each answer, as cleanup(8) does, until it is what was asked."""
+        steps = [address]
+        while (reply := table.lookup(steps[-1])).text not in ("", steps[-1]):
+            steps.append(reply.text)
+        return steps
+
+    there = until_it_stays(make(always_rewrite=True), sender)
+    assert there[-1].startswith("SRS1=")
+    assert sender in until_it_stays(make("reverse"), there[-1])[-1:]
+
+
 DATABASE = {"original_envelope": "database", "envelope_database": {"dbpath": "senders.sqlite"}}
 LONG = f'"{"x" * 150} ü"@sender.example'
 
