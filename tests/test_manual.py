@@ -28,6 +28,7 @@ from prefork_socketmap.maps import registry
 from prefork_socketmap.maps.base import Map
 from prefork_socketmap.maps.network import NetworkMap
 from prefork_socketmap.maps.setting import Setting, declared
+from prefork_socketmap.maps.srsaddress import Flaw
 from prefork_socketmap.maps.tls import TlsSettings
 from prefork_socketmap.maps.watched import WatchedFileMap
 from prefork_socketmap.prefork.counters import SERVER_COUNTERS
@@ -259,7 +260,8 @@ def a_finding() -> Finding:
         events.setdefault(group, {})[name] = 1
     counters = Counters(endings=[1, *[0] * 7], seconds=1.0, worst=1.0, buckets=[1, *[0] * 27])
     worker = WorkerReport(0, 2, 1, "busy", 0.0, "map", 0.5, "local", counters)
-    report = Report(1, 0.0, 1, 1, 1, events, [MapReport("map", counters, CacheReport(1, 1, 1, 1))], [worker])
+    one_map = MapReport("map", counters, CacheReport(1, 1, 1, 1), {flaw.value: 1 for flaw in Flaw})
+    report = Report(1, 0.0, 1, 1, 1, events, [one_map], [worker])
     return Finding(0, "running", 1, report, "a problem")
 
 

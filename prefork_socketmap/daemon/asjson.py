@@ -46,6 +46,7 @@ def _map(each: MapReport) -> dict[str, Any]:
             if number
         ],
         "cache": vars(cache).copy() if cache.exists else None,
+        "flaws": dict(each.flaws) if any(each.flaws.values()) else None,
     }
 
 

@@ -48,6 +48,11 @@ def _maps(report: Report) -> Iterator[str]:
         yield from _histogram(name, each)
     worst = {each.name: each.counters.worst for each in report.maps}
     yield from _metric("lookup_duration_worst_seconds", "gauge", "How long the longest lookup took.", worst, "map")
+    flawed = [each for each in report.maps if any(each.flaws.values())]
+    yield from _head("flaws_total", "counter", "Addresses of the type srs with something wrong.")
+    for each in flawed:
+        for flaw, number in each.flaws.items():
+            yield _sample("flaws_total", {"map": each.name, "flaw": flaw}, number)
     yield from _caches({each.name: each for each in report.maps if each.cache.exists})
 
 

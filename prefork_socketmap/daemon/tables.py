@@ -52,7 +52,7 @@ def _map_row(each: MapReport) -> Mapping[str, str]:
     row["cached"] = f"{100 * cache.hits / asked:.0f}%" if asked else ""
     row["entries"] = str(cache.entries) if cache.exists else ""
     row["stale"] = str(cache.stale) if cache.exists else ""
-    return row
+    return row | {flaw: str(number or "") for flaw, number in each.flaws.items()}
 
 
 def _worker_row(each: WorkerReport) -> Mapping[str, str]:

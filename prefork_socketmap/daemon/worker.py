@@ -99,8 +99,10 @@ def _start(settings: Settings, counters: SlotCounters) -> Service:
 
     maps = open_maps(settings, log_missing)
     for name, each in maps.items():
+        counted = counters[ANY_OTHER_MAP if name == DEFAULT_MAP else name]
+        each.count_in(counted.own)
         if each.cache is not None:
-            each.cache.count_in(counters[ANY_OTHER_MAP if name == DEFAULT_MAP else name].extras)
+            each.cache.count_in(counted.extras)
     lookups: dict[str, Lookup] = {name: each.lookup for name, each in maps.items()}
     default = _without_name(lookups.pop(DEFAULT_MAP)) if DEFAULT_MAP in lookups else None
     return Service(lookups, default, settings.config, counters, log_lookups=settings.log.lookups)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableSequence, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -167,6 +167,9 @@ class Map(abc.ABC):
         if self._opened:
             self._opened = False
             self.release()
+
+    def count_in(self, cells: MutableSequence[int]) -> None:  # noqa: B027
+        """Count in *cells*, on from what stands there, what the type has to count; ``srs`` does its flaws."""
 
     def verify(self) -> None:  # noqa: B027
         """Find out, for the command ``check``, what an open map would find out at its first lookup.

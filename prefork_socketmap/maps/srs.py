@@ -11,7 +11,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableSequence, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,6 +26,7 @@ from prefork_socketmap.maps.watched import FollowedFile
 from prefork_socketmap.socketmap.messages import printable
 
 _DAY = 86400
+_INDEX = {flaw: index for index, flaw in enumerate(Flaw)}
 _ACCEPTED_DOMAIN = "a domain, such as example.com"
 _ACCEPTED_PATTERN = f"{_ACCEPTED_DOMAIN}, or .example.com for all below it"
 
@@ -153,8 +154,7 @@ class SrsMap(Map):
         self._local_domains = Domains(() if isinstance(self.local_domains, str) else self.local_domains)
         self._own = self.domain.casefold()
         self._envelopes = self._make_envelopes()
-        self.flaws = dict.fromkeys(Flaw, 0)
-        """How many addresses there were with each flaw."""
+        self._counts: MutableSequence[int] = [0] * len(Flaw)
 
     def _make_envelopes(self) -> Envelopes | None:
         if self.original_envelope == "database":
@@ -198,6 +198,15 @@ class SrsMap(Map):
         """Ask the database, if there is one, whether it has the table."""
         if self._envelopes is not None:
             self._envelopes.verify()
+
+    def count_in(self, cells: MutableSequence[int]) -> None:
+        """Count in *cells*, on from what stands there, how many addresses there are with each flaw."""
+        self._counts = cells
+
+    @property
+    def flaws(self) -> Mapping[Flaw, int]:
+        """How many addresses there were with each flaw."""
+        return dict(zip(Flaw, self._counts, strict=True))
 
     def find(self, key: str) -> Sequence[str] | None:
         """Return the address to use in the place of *key*."""
@@ -246,7 +255,7 @@ class SrsMap(Map):
         return self._scheme.rewrite(local, domain, secrets[0], _today())
 
     def _note_long(self, key: str, length: int) -> None:
-        self.flaws[Flaw.LONG] += 1
+        self._counts[_INDEX[Flaw.LONG]] += 1
         text = (
             "%r is rewritten to a local part of %d octets, more than the %d that every server takes; "
             'original_envelope = "database" makes short ones'
@@ -284,7 +293,7 @@ class SrsMap(Map):
         # The addresses of other forwarders may pass here. One comes out of each SRS1 address, and Postfix asks again.
         if flaw is Flaw.FORGED and self._own and not self._is_local(domain):
             flaw = Flaw.FOREIGN
-        self.flaws[flaw] += 1
+        self._counts[_INDEX[flaw]] += 1
         self._tell(key, "%s: %s", flaw.value, problem)
 
     def _tell(self, key: str, text: str, *arguments: object) -> None:

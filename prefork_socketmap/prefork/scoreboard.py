@@ -38,7 +38,7 @@ from prefork_socketmap.prefork.shared import create_memory, view
 
 MAX_SLOTS = 20000  # twice the largest process_limit: during a reload two generations stand side by side
 
-LAYOUT = 3
+LAYOUT = 4
 """Of everything that is stored here. A program reads only what one with the same layout has written."""
 _MAGIC = int.from_bytes(b"preforks", "big")
 _HEADER = struct.Struct("@QQ")  # magic, layout
