@@ -233,12 +233,9 @@ class SrsMap(Map):
         if self._envelopes is not None and not srsaddress.is_srs(local):
             return self._stored(key, self._envelopes, local, domain)
         new = self._rewritten(key, local, domain)
-        length = len(srsaddress.quoted(new).encode("utf-8", "surrogateescape"))
-        if length > srsaddress.LONGEST_LOCAL_PART:
-            if self._envelopes is not None:
-                return self._stored(key, self._envelopes, local, domain)
-            self._note_long(key, length)
-        return srsaddress.join(new, self.domain)
+        if self._envelopes is not None and _octets(new) > srsaddress.LONGEST_LOCAL_PART:
+            return self._stored(key, self._envelopes, local, domain)
+        return self._address(key, new)
 
     def _stored(self, key: str, database: Envelopes, local: str, domain: str) -> str:
         """Return the address for a sender that is kept in *database*."""
@@ -247,20 +244,25 @@ class SrsMap(Map):
         # The last day of an address counts whole.
         database.put(alias, sender, (self.max_age + 1) * _DAY)
         self._tell(key, "it is in the database, as %s", alias)
-        return srsaddress.join(self._rewritten(key, alias, envelopes.DOMAIN), self.domain)
+        return self._address(key, self._rewritten(key, alias, envelopes.DOMAIN))
 
     def _rewritten(self, key: str, local: str, domain: str) -> str:
+        """Return the local part that holds the sender, in quotes if it needs them."""
         secrets = self._secrets.content()
-        self._tell(key, "signed with secret 1 of %d, on day %s", len(secrets), srsaddress.day_name(_today()))
-        return self._scheme.rewrite(local, domain, secrets[0], _today())
+        today = _today()
+        new = self._scheme.rewrite(local, domain, secrets[0], today)
+        self._tell(key, "signed with secret 1 of %d, on day %s", len(secrets), srsaddress.day_name(today))
+        return srsaddress.quoted(new)
 
-    def _note_long(self, key: str, length: int) -> None:
-        self._counts[_INDEX[Flaw.LONG]] += 1
-        text = (
-            "%r is rewritten to a local part of %d octets, more than the %d that every server takes; "
-            'original_envelope = "database" makes short ones'
-        )
-        self.complaints.log(logging.WARNING, text, printable(key), length, srsaddress.LONGEST_LOCAL_PART)
+    def _address(self, key: str, local: str) -> str:
+        if (octets := _octets(local)) > srsaddress.LONGEST_LOCAL_PART:
+            self._counts[_INDEX[Flaw.LONG]] += 1
+            text = (
+                "%r is rewritten to a local part of %d octets, more than the %d that every server takes; "
+                'original_envelope = "database" and a hash_length of 4 make short ones'
+            )
+            self.complaints.log(logging.WARNING, text, printable(key), octets, srsaddress.LONGEST_LOCAL_PART)
+        return f"{local}@{self.domain}"
 
     def _is_local(self, domain: str) -> bool:
         if domain.casefold() == self._own:
@@ -299,6 +301,10 @@ class SrsMap(Map):
     def _tell(self, key: str, text: str, *arguments: object) -> None:
         if log.isEnabledFor(logging.DEBUG):
             log.debug("map %s: %r: %s", self.name, key, text % arguments if arguments else text)
+
+
+def _octets(text: str) -> int:
+    return len(text.encode("utf-8", "surrogateescape"))
 
 
 def _today() -> int:

@@ -54,7 +54,7 @@ def run(measure: Measure, seconds: float, rounds: int) -> str:
 
 def _compare(backend: Backend, directory: Path, measure: Measure, seconds: float, rounds: int) -> Sequence[str]:
     served, bare = [], []
-    with _daemon(directory, backend.table) as server:
+    with daemon(directory, backend.table) as server:
         measure(server, LOAD)  # warms up
         for _ in range(rounds):
             served.append(measure(server, LOAD))
@@ -74,7 +74,7 @@ def _compare(backend: Backend, directory: Path, measure: Measure, seconds: float
     ]
 
 
-def _daemon(directory: Path, settings: Mapping[str, object]) -> ServerProcess:
+def daemon(directory: Path, settings: Mapping[str, object]) -> ServerProcess:
     """Return the daemon with one map, of those settings."""
     port = free_port()
     path = directory / "prefork-socketmap.toml"

@@ -31,21 +31,20 @@ class PostSrsd(Server):
         self._secrets.write_text("".join(f"{secret}\n" for secret in secrets))
         self._secrets.chmod(0o600)
         self._options = [f"-d{domain}", f"-n{hash_length}", f"-a{separator}"]
-        (self.directory / "postsrsd.conf").write_text(
-            f"""
+        self._conf = f"""
 srs-domain = "{domain}"
-socketmap = inet:127.0.0.1:{self.port}
 secrets-file = "{self._secrets}"
 hash-length = {hash_length}
 separator = "{separator}"
 unprivileged-user = ""
 chroot-dir = ""
 """
-        )
 
     def command(self) -> list[str]:
         if self.speaks_socketmap:
-            return [self._program, "-C", str(self.directory / "postsrsd.conf")]
+            file = self.directory / "postsrsd.conf"
+            file.write_text(f"{self._conf}socketmap = inet:127.0.0.1:{self.port}\n")
+            return [self._program, "-C", str(file)]
         return [self._program, f"-s{self._secrets}", f"-f{self.port}", f"-r{self.reverse_port}", *self._options]
 
     def is_ready(self) -> bool:
