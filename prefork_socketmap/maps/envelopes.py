@@ -158,7 +158,15 @@ class _Sqlite(Envelopes):
 
     def open(self) -> None:
         try:
+            self._connect()
+        except sqlite3.Error as error:
+            problem = f"cannot open {settings.shown(self.dbpath)}: {reason(error)}"
+            raise settings.SettingError(f"maps.{self._name}.dbpath", problem) from None
+
+    def _connect(self) -> None:
+        with contextlib.ExitStack() as undo:
             self._connection = sqlite3.connect(self._path, timeout=self.timeout, isolation_level=None)
+            undo.callback(self._connection.close)
             self._connection.text_factory = to_text
             # A crash of the machine may cost the last entries, but a crash of ours none; and nobody waits for a disk.
             self._connection.executescript(
@@ -171,9 +179,7 @@ class _Sqlite(Envelopes):
                 CREATE INDEX IF NOT EXISTS ltidx ON kv (lt);
                 """
             )
-        except sqlite3.Error as error:
-            problem = f"cannot open {settings.shown(self.dbpath)}: {reason(error)}"
-            raise settings.SettingError(f"maps.{self._name}.dbpath", problem) from None
+            undo.pop_all()
 
     def close(self) -> None:
         self._connection.close()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -201,6 +204,28 @@ def test_a_server_that_is_down_defers_the_mail(kind: Kind, open_map: OpenMap, tm
     assert forward.lookup("user@local.example").status is Status.TEMP
     assert forward.lookup("user@fwd.example") == Reply.not_found()
     assert time.monotonic() - begin < 30
+
+
+def _put_and_get(directory: Path, number: int, start: Event, results: Queue[bool]) -> None:
+    start.wait()
+    with contextlib.closing(envelopes.make("m", {"dbpath": "senders"}, directory)) as database:
+        database.open()
+        senders = [f"user{number}.{each}@sender.org" for each in range(20)]
+        for sender in senders:
+            database.put(envelopes.alias_of(sender), sender, 100)
+        results.put([database.get(envelopes.alias_of(sender)) for sender in senders] == senders)
+
+
+def test_workers_that_start_at_once_make_one_file_and_do_not_get_in_each_other_s_way(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    start, results = fork.Event(), fork.Queue()
+    workers = [fork.Process(target=_put_and_get, args=(tmp_path, number, start, results)) for number in range(8)]
+    for worker in workers:
+        worker.start()
+    start.set()
+    assert [results.get(timeout=60) for _ in workers] == [True] * 8
+    for worker in workers:
+        worker.join()
 
 
 def test_the_alias_of_a_sender_is_that_of_postsrsd() -> None:

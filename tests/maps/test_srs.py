@@ -350,6 +350,13 @@ def test_a_sender_that_is_seen_again_is_kept_longer(make: Make, tmp_path: Path) 
     assert 10.9 * 86400 < left <= 11 * 86400  # its last day counts whole
 
 
+def test_a_long_hash_makes_long_addresses_even_with_the_database(make: Make) -> None:
+    for length, is_long in ((21, False), (22, True)):
+        table = make(**DATABASE, hash_length=length)
+        assert (len(table.lookup("user@sender.org").text.partition("@")[0]) > 64) == is_long
+        assert table.flaws[Flaw.LONG] == is_long
+
+
 def test_without_the_database_its_addresses_are_not_found(make: Make) -> None:
     rewritten = make(**DATABASE).lookup("user@sender.org").text
     reverse = make("reverse")
