@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from prefork_socketmap import settings
-from prefork_socketmap.maps.base import LookupFailedError, Map, log, reason
+from prefork_socketmap.maps.base import LookupFailedError, Map, MissingLibraryError, log, reason
 from prefork_socketmap.maps.setting import declared, read_table, setting
 from prefork_socketmap.socketmap.messages import Reply, to_text
 
@@ -74,13 +74,17 @@ def alias_of(sender: str) -> str:
 
 
 def make(name: str, table: Mapping[str, object], base: Path) -> Envelopes:
-    """Return the database that *table* tells of, for the map *name*. Raises SettingError."""
+    """Return the database that *table* tells of, and *name* names in errors and in the log. Raises SettingError."""
     key = f"maps.{name}.type"
     kind = settings.choice(key, table.get("type", DEFAULT["type"]), _TYPES)
     rest = {key: value for key, value in table.items() if key != "type"}
     if kind == "sqlite":
         return _Sqlite(name, rest, base)
-    module = importlib.import_module(f"prefork_socketmap.maps.{kind}")
+    try:
+        module = importlib.import_module(f"prefork_socketmap.maps.{kind}")
+    except ImportError as error:
+        problem = f"needs a Python package that is not there ({error}); install prefork-socketmap[{kind}]"
+        raise MissingLibraryError(key, f'"{kind}" {problem}') from error
     owner: type[Map] = getattr(module, f"{kind.capitalize()}Map")
     # What the types have in common with all others speaks of keys and values that are none here.
     known = {key for key, _ in declared(owner)} - {key for key, _ in declared(Map)} - {"query", "require_result_set"}

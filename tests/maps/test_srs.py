@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from prefork_socketmap.maps import srs, srsaddress
+from prefork_socketmap.maps.base import MissingLibraryError
 from prefork_socketmap.maps.srs import SrsMap
 from prefork_socketmap.maps.srsaddress import Flaw
 from prefork_socketmap.settings import SettingError
@@ -385,6 +387,18 @@ def test_a_database_that_fails_defers_the_mail(make: Make, tmp_path: Path, caplo
         assert table.lookup("user@sender.org") == Reply.temp_fail("map m.envelope_database: the database failed")
         assert "database is locked" in caplog.text
     assert table.lookup("user@sender.org") != Reply.not_found()
+
+
+@pytest.mark.parametrize(("kind", "driver"), [("redis", "redis"), ("postgresql", "psycopg"), ("mysql", "pymysql")])
+def test_a_database_whose_library_is_missing_says_what_to_install(
+    make: Make, monkeypatch: pytest.MonkeyPatch, kind: str, driver: str
+) -> None:
+    monkeypatch.setitem(sys.modules, driver, None)
+    monkeypatch.delitem(sys.modules, f"prefork_socketmap.maps.{kind}", raising=False)
+    with pytest.raises(MissingLibraryError) as caught:
+        make(original_envelope="database", envelope_database={"type": kind, "hosts": ["x"]})
+    assert str(caught.value).startswith(f'maps.m.envelope_database.type: "{kind}" needs a Python package')
+    assert str(caught.value).endswith(f"install prefork-socketmap[{kind}]")
 
 
 @pytest.mark.parametrize(
