@@ -28,7 +28,10 @@ def in_place_of(path: Path) -> Iterator[int]:
         undo.callback(os.close, descriptor)
         undo.callback(new.unlink, missing_ok=True)
         os.fchmod(descriptor, _MODE)
-        yield descriptor
+        try:
+            yield descriptor
+        except OSError as error:  # of a write to a disk that is full, for one, which knows no path
+            raise OSError(error.errno, error.strerror, error.filename or str(path)) from error
         new.replace(path)
         undo.pop_all()
 

@@ -72,9 +72,9 @@ class Job:
         """Begin a job that *counters* are for."""
         self.left -= 1
         self._name[0] = counters.index
+        self._started[0] = monotonic()
         if counters.pace[0] > SLOW:
             self._before_long()
-        self._started[0] = monotonic()
 
     def end(self) -> float:
         """End the job; return how many seconds it took. Once more does no harm: an interruption may leave open
@@ -226,7 +226,7 @@ class Connection:
         self.input = data
         if self.stage is Stage.REQUEST:
             self.stage = Stage.TURN
-            self.deadline = float("inf")
+            self.deadline = _deadline(self._limits.write_timeout)  # the turn does not come while nobody reads
 
     def refuse(self, last_words: bytes) -> None:
         """Say the last words, and answer nothing more."""
@@ -283,14 +283,17 @@ class Connection:
         if stage == Stage.END:
             self._throw_away()
             return b""
-        if monotonic() > self._table.deadlines[self._index]:
-            self._exceed("timed_out")
-            return b""
+        is_late = monotonic() > self._table.deadlines[self._index]
         if stage == Stage.REST:
-            return self._resume_rest()
-        if stage == Stage.READER:
-            return self._resume_reply()
-        return self._take_input()
+            data = self._resume_rest()
+        elif stage == Stage.READER:
+            data = self._resume_reply()
+        else:
+            data = self._take_input()
+        # Not before: it may be we who are late, and not the client.
+        if is_late and self._stages[self._index]:
+            self._exceed("timed_out")
+        return data
 
     def _exceed(self, limit: str) -> None:
         self.has_ended = True

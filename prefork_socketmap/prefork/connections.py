@@ -50,6 +50,7 @@ class Connections:
         # In a small table fewer, or else they would take up all of it.
         self._reservations = max(min(RESERVATIONS, table.size // 64), 1)
         self._reserved: dict[int, dict[int, int]] = {}
+        self._short: dict[int, Row] = {}
         self._free: list[int] = []
         self._next_free = table.first
         self._silent: list[tuple[float, int]] = []
@@ -83,11 +84,22 @@ class Connections:
     def reserve(self, row: Row) -> None:
         """Let the worker of *row* have places for the next connections that it accepts: it need not wait for one."""
         reserved = self._reserved.setdefault(row.slot, {})
+        self._short.pop(row.slot, None)
         for index, (number, _) in enumerate(row.reservations()):
-            if not number and len(reserved) < self._reservations and (number := self._free_number()):
-                self._latest_serial += 1
-                reserved[number] = self._latest_serial
-                row.set_reservation(index, number, self._latest_serial)
+            if number or len(reserved) >= self._reservations:
+                continue
+            number = self._free_number()
+            if not number:
+                self._short[row.slot] = row  # its turn comes when a connection goes
+                return
+            self._latest_serial += 1
+            reserved[number] = self._latest_serial
+            row.set_reservation(index, number, self._latest_serial)
+
+    def _set_free(self, number: int) -> None:
+        self._free.append(number)
+        if self._short:
+            self.reserve(next(iter(self._short.values())))
 
     def _free_number(self) -> int:
         if self._free:
@@ -99,10 +111,11 @@ class Connections:
 
     def release_reservations(self, row: Row) -> None:
         """Take back what the worker of *row*, which has ended, has not used."""
+        self._short.pop(row.slot, None)
+        row.clear_reservations()
         for number in self._reserved.pop(row.slot, {}):
             self._table.serials[number - self._table.first] = 0
-            self._free.append(number)
-        row.clear_reservations()
+            self._set_free(number)
 
     def has_reserved(self, row: Row, number: int, serial: int) -> bool:
         """Whether *number* and *serial* were reserved for the worker of *row*."""
@@ -170,7 +183,7 @@ class Connections:
             self._board.ended += 1
             self._table.end(number)
             let_go(number)
-            self._free.append(number)
+            self._set_free(number)
 
     def close(self, number: int) -> None:
         """End a connection, by reset. Workers may still have duplicates: to close ours alone would not end it."""
@@ -185,19 +198,22 @@ class Connections:
         return {row.held for row in self._board.rows()}
 
     def expire(self, keepalive_timeout: float, now: float) -> float:
-        """Close what has been silent, or in the middle of something, for too long. Return when to look again."""
+        """Close what has been silent, or in the middle of something, for too long. Return when to look again.
+
+        But not when a client has done its part, and waits for a worker.
+        """
         table, held = self._table, self._held()
         soonest = _NEVER
         for number in list(self._places):
             index = number - table.first
             deadline = table.deadlines[index]
             due = deadline or (table.since[index] + keepalive_timeout if keepalive_timeout else _NEVER)
-            if not due > now and number not in held:
-                if table.stages[index] != Stage.END:
-                    self._board.increment("connections", "timed_out" if deadline else "expired")
-                self.close(number)
-            else:
+            if due > now or number in held or (deadline and table.is_ready(number)):
                 soonest = min(soonest, due)
+                continue
+            if table.stages[index] != Stage.END:
+                self._board.increment("connections", "timed_out" if deadline else "expired")
+            self.close(number)
         return max(soonest, now + _SHORTEST_LOOK)
 
     def _make_room(self, idle_timeout: float) -> bool:

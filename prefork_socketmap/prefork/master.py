@@ -276,7 +276,6 @@ class Master:
 
     def _on_ready(self, child: Child, _message: Message) -> None:
         child.ready = True
-        self._connections.reserve(child.row)
         self._policy.end_pause()
         self._reload.hear_ready(child)
 

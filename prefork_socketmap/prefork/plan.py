@@ -88,5 +88,7 @@ def tell(event: Callable[[], None]) -> None:
     """Tell an observer of *event*. What goes wrong there is no reason to stop serving."""
     try:
         event()
+    except OSError as error:  # a disk that is full; where in our code it was found out says nothing
+        log.error("a change of state could not be noted for others: %s", error)
     except Exception:
         log.exception("after-effects of a change of state are incomplete")

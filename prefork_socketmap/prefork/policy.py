@@ -194,4 +194,6 @@ class ProcessPolicy:
 def _is_spare(child: Child, now: float) -> bool:
     """Whether a worker is free, or as good as: not held by a long job."""
     state = child.row.state
+    if state is State.BUSY:  # for a moment without a job, too: while it looks whether it may stay on duty
+        return not child.row.job_started
     return state in _SPARE or (state is State.SERVING and not is_held_up(child.row, now, _HELD))

@@ -107,6 +107,7 @@ class Pool:
             child = Child(state.pid, row, generation, state.born)
             child.ready, child.leaves_by = state.ready, state.leaves_by
             child.inherited, child.horizon = state.inherited, state.horizon
+            self._connections.reserve(row)
             self.children[child.pid] = child
 
     def of(self, generation: Generation | None) -> list[Child]:
@@ -119,6 +120,7 @@ class Pool:
         try:
             while len(rows) < number:
                 rows.append(self._shared.board.claim(generation.number))
+                self._connections.reserve(rows[-1])  # before it lives: it may serve before we go on
         finally:
             self._fork(generation, rows)  # those that there is room for
 
@@ -144,6 +146,7 @@ class Pool:
             row.pid = pid
             self.children[pid] = Child(pid, row, generation, monotonic(), inherited=newest, horizon=newest)
         for row in rows[len(pids) :]:
+            self._connections.release_reservations(row)
             row.end()
         for _ in pids:
             self._shared.board.increment("workers", "spawned")

@@ -388,7 +388,7 @@ class Worker:
 
     def _hand_over(self, connection: Connection, *, is_crowded: bool) -> None:
         """Put a new connection into the table, at a place that the master has reserved, and give it a duplicate."""
-        place = self._await_place(connection)
+        place = self._await_place(connection, is_crowded=is_crowded)
         if not place:
             if connection.has_ended:
                 connection.close()
@@ -413,25 +413,25 @@ class Worker:
         if not is_crowded:
             self._put_back(connection)
 
-    def _await_place(self, connection: Connection) -> tuple[int, int] | None:
+    def _await_place(self, connection: Connection, *, is_crowded: bool) -> tuple[int, int] | None:
         """Return a place for a new connection; None when there will be none, or the connection has ended.
 
         As a rule there is one. While the master is away, or behind, the connection is served here, for as long as
-        that keeps nobody waiting.
+        that keeps nobody waiting; but not where the master may yet refuse it (*is_crowded*).
         """
         begun = monotonic()
         while not (place := self.row.take_reservation()):
             waited = monotonic() - begun
             if waited > _PATIENCE:
                 self._before_long_job()
-                if self._must_leave() or orphan.is_orphan(self._shared.lifeline.fd):
+                if orphan.is_orphan(self._shared.lifeline.fd):
                     return None
-            if waited > _LONG_PATIENCE and not self._board.count(State.IDLE, State.RESERVE):
+            if waited > _LONG_PATIENCE and (self._must_leave() or not self._board.count(State.IDLE, State.RESERVE)):
                 return None
             if connection.has_ended:
                 return None
             is_silent = not _is_readable(connection.sock, _MOMENT if self._on_duty else _LONG_MOMENT)
-            if not is_silent and (connection.stage or not self._serve(connection)):
+            if not is_silent and (is_crowded or connection.stage or not self._serve(connection)):
                 time.sleep(_BREATH)
         return place
 

@@ -8,12 +8,14 @@ import functools
 import os
 import platform
 import resource
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tests.bench.load import Load, Loaders
 from tests.bench.measure import ServerProcess
 from tests.bench.report import Figures, render
-from tests.bench.scenarios import SCENARIOS, Scenario
+from tests.bench.scenarios import SCENARIOS, Contender, Scenario
+
+_AT_BOTH_ENDS = 1.0  # seconds for which a contender's company asks longer than the clients that are measured
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -86,13 +88,25 @@ def _run(scenario: Scenario, load: Load, options: argparse.Namespace) -> str:
     """Let the contenders take turns under one load, and return the report."""
     rounds: dict[str, list[Figures]] = {contender.name: [] for contender in scenario.contenders}
     with contextlib.ExitStack() as stack:
-        servers = {contender.name: stack.enter_context(contender.start()) for contender in scenario.contenders}
+        servers = [(contender, stack.enter_context(contender.start())) for contender in scenario.contenders]
         for number in range(options.rounds + 1):
-            for name, server in servers.items():
-                figures = _measure(server, load, options)
+            for contender, server in servers:
+                with _company(contender, server, options):
+                    figures = _measure(server, load, options)
                 if number:  # the first round warms up
-                    rounds[name].append(figures)
+                    rounds[contender.name].append(figures)
     return render(str(load), rounds)
+
+
+@contextlib.contextmanager
+def _company(contender: Contender, server: ServerProcess, options: argparse.Namespace) -> Iterator[None]:
+    """Have the contender's other clients ask meanwhile, if it has any."""
+    if not contender.company:
+        yield
+        return
+    with Loaders(server.port, contender.company, 1) as loaders:
+        loaders.begin(options.seconds + _AT_BOTH_ENDS)
+        yield
 
 
 def _measure(server: ServerProcess, load: Load, options: argparse.Namespace) -> Figures:

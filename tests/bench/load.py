@@ -32,7 +32,6 @@ def socketmap_question(name: str, key: str, value: str) -> Question:
     return netstring.encode(Request(name, key).encode()), netstring.encode(Reply.ok(value).encode())
 
 
-QUESTIONS = [socketmap_question(MAP, key, value) for key, value in ENTRIES.items()]
 _SECOND = 1_000_000_000
 # How long the last answers are waited for when the run has ended.
 _LAST_ANSWERS = 5 * _SECOND
@@ -40,15 +39,18 @@ _LAST_ANSWERS = 5 * _SECOND
 
 @dataclass(frozen=True)
 class Load:
-    """How many connections ask, and how often each: every *interval* seconds, or as fast as it can (0)."""
+    """How many connections ask, and how often each: every *interval* seconds, or as fast as it can (0); in *name*."""
 
     connections: int
     interval: float = 0.0
-    questions: Sequence[Question] = field(default_factory=lambda: QUESTIONS, repr=False)
+    name: str = MAP
+    """The map in which ENTRIES are asked for."""
+    questions: Sequence[Question] = field(default=(), repr=False)
+    """What is asked in their place."""
 
     def __str__(self) -> str:
         pace = f"one lookup each {self.interval:g} s" if self.interval else "busy"
-        return f"{self.connections} connections, {pace}"
+        return f"{self.connections} connections, {pace}" + (f", in {self.name}" if self.name != MAP else "")
 
 
 @dataclass
@@ -98,7 +100,8 @@ class Loader:
         self._epoll = select.epoll()
         self._by_fd: dict[int, Client] = {}
         self._outcome = Outcome()
-        self._clients = [Client(load.questions[number % len(load.questions)]) for number in numbers]
+        questions = load.questions or [socketmap_question(load.name, *entry) for entry in ENTRIES.items()]
+        self._clients = [Client(questions[number % len(questions)]) for number in numbers]
         for client in self._clients:
             self._connect(client)
 
@@ -216,10 +219,14 @@ class Loaders:
             pipe.recv()
         return self
 
-    def run(self, seconds: float) -> Outcome:
-        """Load the server for so long. The connections stay open."""
+    def begin(self, seconds: float) -> None:
+        """Begin to load the server, for so long."""
         for pipe in self._pipes:
             pipe.send(seconds)
+
+    def run(self, seconds: float) -> Outcome:
+        """Load the server for so long. The connections stay open."""
+        self.begin(seconds)
         outcome = Outcome()
         for pipe in self._pipes:
             outcome.add(pipe.recv())

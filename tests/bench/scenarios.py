@@ -14,11 +14,15 @@ _SERVERS = "tests.bench.servers"
 
 @dataclass(frozen=True)
 class Contender:
-    """A server program with its arguments, under the name that the report gives it."""
+    """A server program with its arguments, under the name that the report gives it.
+
+    *company* is a load that it has besides, from clients whose answers are not in the figures.
+    """
 
     name: str
     module: str
     arguments: Sequence[str] = ()
+    company: Load | None = None
 
     def start(self) -> ServerProcess:
         """Return its process, which the caller starts."""
@@ -35,9 +39,9 @@ class Scenario:
     loads: Sequence[Load]
 
 
-def prefork(name: str, config: Mapping[str, object]) -> Contender:
+def prefork(name: str, config: Mapping[str, object], company: Load | None = None) -> Contender:
     """Return this server with the given Config."""
-    return Contender(name, "prefork", [json.dumps(config)])
+    return Contender(name, "prefork", [json.dumps(config)], company)
 
 
 _THREADED = Contender("socketserver", "threaded")
@@ -57,6 +61,15 @@ SCENARIOS = {
     "patient": Scenario(
         "thousands of clients that ask now and then",
         [prefork("prefork-socketmap", {"process_limit": 16}), _THREADED, _ASYNCIO],
-        [Load(2000, interval=1.0)],
+        [Load(500, interval=0.5), Load(2000, interval=1.0)],
+    ),
+    "held up": Scenario(
+        "quick lookups beside slow ones, which hold workers; their CPU time is in the figures, too",
+        [
+            prefork("alone", {}),
+            prefork("beside 20 of 5 ms", {}, Load(20, name="slow")),
+            prefork("beside 10 of 200 ms", {}, Load(10, name="sleepy")),
+        ],
+        [Load(8)],
     ),
 }

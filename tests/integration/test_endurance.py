@@ -23,7 +23,7 @@ from tests.waiting import eventually
 
 SETTLED = 60.0  # seconds, within which a busy machine has come to rest
 SLEEP = 2.0  # seconds that a lookup in the map sleepy takes
-_FIRST_CONNECTION = 1024  # the lot keeps connections at numbers from here on
+_FIRST_CONNECTION = 1024  # connections have the numbers from here on
 
 ECHO = """
 import time

@@ -16,7 +16,7 @@ from prefork_socketmap import Config
 from prefork_socketmap.prefork.table import BUFFER_LIMIT
 from prefork_socketmap.socketmap import netstring
 from tests.crowd import MANY, Board, Crowd, GoodClient, echo
-from tests.serving import DEADLINE, Client, Serve, Site, kept, kill
+from tests.serving import DEADLINE, Client, Gate, Serve, Site, kept, kill
 from tests.waiting import eventually
 
 REQUEST = netstring.encode(b"echo key")
@@ -183,6 +183,47 @@ def test_a_client_that_does_not_read_has_write_timeout(serve: Serve, endpoint: s
         client.request(b"large key")
     eventually(lambda: Board(site.pid).counter("connections", "timed_out") == 1, DEADLINE)
     GoodClient(site).ask()
+
+
+def test_a_client_that_does_not_read_has_write_timeout_between_turns_too(serve: Serve, endpoint: str) -> None:
+    """A turn may end when the last reply has just found room; then nobody has been refused a byte yet."""
+    site = serve({"some": lambda key: "x" * int(key)}, Config(write_timeout=0.5), endpoint)
+    clients = [site.connect(receive_buffer=2048) for _ in range(40)]
+    for number, client in enumerate(clients):
+        client.send(netstring.encode(b"some %d" % (19_000 + 2000 * number)) * 500)
+    eventually(lambda: Board(site.pid).counter("connections", "timed_out") == len(clients), DEADLINE)
+
+
+# Clients that have done their part in time, and wait for a worker.
+
+
+def test_a_request_that_is_complete_in_time_is_answered_however_late(serve: Serve, endpoint: str, gate: Gate) -> None:
+    site = serve({**MAPS, "slow": gate.lookup}, Config(process_limit=1, read_timeout=0.5), endpoint)
+    client, slow = site.connect(), site.connect()
+    client.send(REQUEST[:5])
+    eventually(lambda: kept(site.pid) > 0, DEADLINE)
+    slow.request(b"slow key")
+    gate.await_arrival()
+    client.send(REQUEST[5:])
+    time.sleep(2)  # longer than the timeout, and than the master may take to notice that it is over
+    gate.open()
+    assert client.reply() == b"OK key"
+    assert Board(site.pid).counter("connections", "timed_out") == 0
+
+
+def test_a_client_that_waits_for_its_turn_is_answered_however_late(serve: Serve, endpoint: str, gate: Gate) -> None:
+    site = serve({**MAPS, "slow": gate.lookup}, Config(process_limit=1, write_timeout=0.5), endpoint)
+    client, slow = site.connect(), site.connect()
+    client.send(netstring.encode(b"slow key") + REQUEST * 20)
+    gate.await_arrival()
+    slow.request(b"slow key")
+    time.sleep(0.05)  # more than a turn
+    gate.open()
+    gate.await_arrival()  # after the first turn of the one, at the first of the other
+    time.sleep(2)
+    gate.open()
+    assert [client.reply() for _ in range(21)] == [b"OK done"] + [b"OK key"] * 20
+    assert Board(site.pid).counter("connections", "timed_out") == 0
 
 
 # Rubbish.

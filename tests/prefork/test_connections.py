@@ -210,6 +210,22 @@ def test_a_client_whose_lookup_is_under_way_makes_no_room(serve: Serve, endpoint
         ask_each([slow])
 
 
+def test_who_is_refused_is_not_answered_before_however_late_the_master_is(serve: Serve, endpoint: str) -> None:
+    site = serve(MAPS, Config(process_limit=2, max_connections=1), endpoint)
+    client = site.connect()
+    ask_each([client])
+    kill(site.pid, signal.SIGSTOP)
+    # Workers have eight places each for newcomers while nobody gives them more.
+    newcomers = [site.connect() for _ in range(30)]
+    for newcomer in newcomers:
+        newcomer.request(b"ok key")
+    eventually(lambda: site.counted("connections", "refused"), DEADLINE, "those that found no place are refused")
+    kill(site.pid, signal.SIGCONT)
+    for newcomer in newcomers:
+        newcomer.end()  # and nothing before
+    ask_each([client])
+
+
 def test_where_descriptors_are_few_old_connections_make_room_for_new_ones(fork: Fork, directory: Path) -> None:
     endpoint = f"unix:{directory}/socket"
 

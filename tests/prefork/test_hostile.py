@@ -431,9 +431,9 @@ def test_what_a_worker_does_to_what_all_share_lasts_no_longer_than_it(
     site: Site, good: GoodClient, nuisance: str
 ) -> None:
     client = site.connect()
-    client.sock.settimeout(DEADLINE)
+    client.sock.settimeout(2)  # whose it was may be known to nobody now
     client.request(b"evil " + nuisance.encode())
-    with contextlib.suppress(ConnectionError, AssertionError):
+    with contextlib.suppress(OSError, AssertionError):
         client.reply()
 
     def is_answered() -> bool:

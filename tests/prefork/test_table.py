@@ -12,6 +12,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from prefork_socketmap.prefork.channel import Given
+from prefork_socketmap.prefork.connections import Connections
+from prefork_socketmap.prefork.scoreboard import Scoreboard
 from prefork_socketmap.prefork.table import BUFFER_LIMIT, Buffers, ConnectionTable, Stage, TableState
 from tests.serving import descriptors
 
@@ -268,3 +271,22 @@ def test_a_small_beginning_costs_a_page(table: ConnectionTable) -> None:
     for index in range(10):
         table.buffers.put(index, 0, b"5:ab")
     assert memory(table.buffers) == 10 * mmap.PAGESIZE
+
+
+def test_a_worker_that_got_no_place_gets_the_next_one_that_comes_free(table: ConnectionTable) -> None:
+    board = Scoreboard()
+    connections = Connections(table, board)
+    rows = [board.claim(1) for _ in range(LIMIT - FIRST + 1)]
+    for row in rows:
+        connections.reserve(row)
+    *lucky, unlucky = rows
+    assert unlucky.take_reservation() is None
+    place = lucky[0].take_reservation()
+    assert place
+    ends = socket.socketpair()
+    given = Given(*place, arrival=0, family=socket.AF_UNIX, fd=ends[0].detach(), keeper=1)
+    connections.keep(lucky[0], given, LIMIT, 0, is_armed=False)
+    connections.drop(place[0])
+    assert unlucky.take_reservation() is not None
+    ends[1].close()
+    board.close()

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import Self
@@ -21,6 +22,7 @@ from tests.integration.audience import Audience
 from tests.integration.postfix import Postfix
 from tests.integration.servers.redis import Redis
 from tests.serving import descriptors
+from tests.smalldisk import SmallDisk
 from tests.threads import Threads
 from tests.waiting import eventually
 
@@ -29,6 +31,7 @@ SETTLED = 60.0  # seconds, within which a busy machine has come to rest
 _BREATH = 0.2  # seconds between two things that happen
 _STOPPED = 0.3  # seconds for which a worker is stopped
 _CUT = 1.0  # seconds for which the backend is away
+_FULL = 0.5  # seconds for which there is no room on the disk
 _NOTICED = 5.0  # seconds, within which a backend that is back is used again
 _FIRST_CONNECTION = 1024  # descriptors from here on are connections
 _MOST_GROWTH = 16 << 10  # kB that the master may have grown: fragments, not leaks
@@ -129,11 +132,21 @@ class Campaign:
             self._backend.start()
             self._backend.client().set("apples", "12")
             self._installation = stack.enter_context(Installation())
+            self._disk = self._small_disk(stack)
             self._start_server()
             self._postfix = stack.enter_context(Postfix(self._parameters()))
             self._postfix.start()
             self._stack = stack.pop_all()
         return self
+
+    def _small_disk(self, stack: contextlib.ExitStack) -> SmallDisk | None:
+        """Return a disk of its own for what the server writes; None where that is not allowed."""
+        self._installation.runtime_dir.mkdir()
+        with contextlib.suppress(PermissionError):
+            disk = stack.enter_context(SmallDisk(self._installation.runtime_dir))
+            stack.callback(self._installation.run, "stop")  # while the pid file is still to be seen
+            return disk
+        return None
 
     def _start_server(self) -> None:
         installation = self._installation
@@ -195,8 +208,10 @@ class Campaign:
             "stop": self._stop,
             "reload": self._reload,
             "upgrade": self._upgrade,
-            "cut": lambda: self._cut(stock),
+            "cut": partial(self._cut, stock),
         }
+        if self._disk:
+            hardships["fill the disk"] = partial(self._fill, self._disk)
         order = list(hardships)
         while order or monotonic() < end:
             order = order or self._chance.choices(list(hardships), k=len(hardships))
@@ -247,6 +262,16 @@ class Campaign:
         time.sleep(_CUT)
         self._backend.thaw()
         stock.excuse_until(monotonic() + _NOTICED)
+
+    def _fill(self, disk: SmallDisk) -> None:
+        """Leave no room on the disk; a worker dies then, and a reload can be noted nowhere."""
+        disk.fill()
+        self._kill()
+        self._done["kill"] += 1
+        os.kill(self._master, signal.SIGHUP)
+        time.sleep(_FULL)
+        disk.empty()
+        eventually(lambda: self._installation.run("reload").returncode == 0, SETTLED, "a reload succeeds")
 
     # What is counted.
 
