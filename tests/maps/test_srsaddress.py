@@ -3,81 +3,20 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 from prefork_socketmap.maps import srsaddress
-from prefork_socketmap.maps.srsaddress import Flaw, FlawedAddressError, Scheme, join, split
+from prefork_socketmap.maps.srsaddress import Flaw, FlawedAddressError, Scheme, split
 
 SECRETS = [b"secret1", b"secret2"]
 TODAY = 20782  # 2026-11-25
 DAY = "JO"
 SCHEME = Scheme()
 
-atext = st.text(st.sampled_from("abcXYZ019!#$%&'*+/=?^_`{|}~-üß漢"), min_size=1, max_size=20)
-dot_strings = st.lists(atext, min_size=1, max_size=3).map(".".join)
-contents = dot_strings | st.text(
-    st.characters(min_codepoint=32, exclude_characters="\x7f", exclude_categories=["Cs"])
-)
-labels = st.text(st.sampled_from("abcXYZ019-ü"), min_size=1, max_size=10)
-domains = st.lists(labels, min_size=1, max_size=4).map(".".join) | st.sampled_from(
-    ["[192.0.2.1]", "[IPv6:2001:db8::1]", "example.org."]
-)
-
 
 def flaw_of(local: str, scheme: Scheme = SCHEME, today: int = TODAY) -> Flaw:
     with pytest.raises(FlawedAddressError) as caught:
         scheme.undo(local, SECRETS, today)
     return caught.value.flaw
-
-
-@given(contents.filter(bool), domains, st.sampled_from(srsaddress.SEPARATORS), st.integers(4, 27), st.integers(0, 1))
-@example("SRS2=a=b=c=d", "example.org", "=", 4, 0)
-@example('a"b\\c@d', "example.org", "=", 4, 1)
-@example("=", "example.org", "=", 4, 1)
-def test_an_address_is_undone_to_what_it_was_made_of(
-    local: str, domain: str, separator: str, length: int, secret: int
-) -> None:
-    if srsaddress.is_srs(local):
-        return
-    scheme = Scheme(separator, length, length)
-    new = scheme.rewrite(local, domain, SECRETS[secret], TODAY)
-    original = scheme.undo(new, SECRETS, TODAY)
-    assert (original.local, original.domain, original.secret, original.age) == (local, domain, secret, 0)
-    # And by way of what stands in a lookup and its answer.
-    address = join(new, "fwd.example")
-    assert split(address) == (new, "fwd.example")
-    assert split(join(local, domain)) == (local, domain)
-
-
-@given(contents.filter(bool), domains, st.integers(0, 5))
-def test_the_address_of_any_chain_of_forwarders_comes_back_to_the_first_one_in_two_steps(
-    local: str, domain: str, more: int
-) -> None:
-    if srsaddress.is_srs(local):
-        return
-    first = SCHEME.rewrite(local, domain, b"of the first", TODAY)
-    last = SCHEME.rewrite(first, "first.example", SECRETS[0], TODAY)
-    length = len(last)
-    for number in range(more):
-        last = SCHEME.rewrite(last, f"forwarder{number}.example", SECRETS[0], TODAY)
-    assert len(last) == length
-    back = SCHEME.undo(last, SECRETS, TODAY)
-    assert (back.local, back.domain, back.age) == (first, "first.example", None)
-
-
-@given(st.text())
-@example("SRS0=")
-@example("SRS1=a=")
-@example("srs0-a=b=c")
-@example("SRS0=aaaa=ß!=c=d")
-@example("SRS0=" + "=" * 5000)
-def test_nothing_but_a_flaw_comes_of_whatever_is_no_address_of_ours(text: str) -> None:
-    split(f"{text}@{text}")
-    for local in (text, f"SRS0={text}", f"SRS1+{text}", f"SRS0={text}=JO={text}=x"):
-        if srsaddress.is_srs(local):
-            with pytest.raises(FlawedAddressError):
-                SCHEME.undo(local, SECRETS, TODAY)
 
 
 def test_a_sender_is_rewritten_as_the_paper_says() -> None:
