@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def transport(key: str) -> str | None:
-    """Deliver mail for example.com, whoever it is for, through a host of its own."""
+    """Deliver mail for example.net, whoever it is for, through a host of its own."""
     _user, _at, domain = key.rpartition("@")
     # Postfix asks for transports with the letters as they were typed.
-    return "smtp:[mail.example.com]" if domain.lower() == "example.com" else None
+    return "smtp:[mail.example.net]" if domain.lower() == "example.net" else None

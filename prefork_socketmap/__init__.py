@@ -31,6 +31,8 @@ __all__ = [
     "Status",
 ]
 
+__version__ = "1.0.0"
+
 _MODULES = {
     "Config": "config",
     "Endpoint": "prefork.listener",

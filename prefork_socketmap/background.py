@@ -1,7 +1,8 @@
 """A master in a process of its own, for ``Server.start()``: started, waited for, stopped from the starting process.
 
 One socket pair ties the two together. Over it the child reports that it serves, or why it does not; its end tells
-the parent that the server and all its workers are gone, and tells the child that the parent is: then it stops.
+the parent that the server and all its workers are gone, and tells the child that the parent is: then it stops. Over
+another one the child tells of reloads.
 """
 
 from __future__ import annotations
@@ -25,24 +26,37 @@ from prefork_socketmap.prefork.worker import flush_output, leave_process
 log = logging.getLogger("prefork_socketmap.master")
 
 _MAX_REPORT = 1 << 20
+_BEGUN, _OVER = "begun", "over"
+
+
+MakeMaster = Callable[[Observer, socket.socket | None], Master]
+"""Makes a master from the observer to report to, and the socket whose end shall stop it (None: nothing does)."""
+
+
+def raise_if_refused(problem: str | None) -> None:
+    """Raise the StartError that says why a reload was refused, if it was."""
+    if problem is not None:
+        raise StartError(problem)
 
 
 class BackgroundMaster:
-    """A running master process. ``endpoints`` is where it listens."""
+    """A running master process. ``endpoints`` is where it listens, ``pid`` is 0 when it is gone."""
 
-    def __init__(self, make_master: Callable[[Observer, socket.socket], Master]) -> None:
-        """Fork and wait until the server answers. Raises what keeps it from that: ListenError, or StartError.
+    pid: int
 
-        *make_master* gets the observer to report to, and the socket whose end shall stop the master.
-        """
+    def __init__(self, make_master: MakeMaster) -> None:
+        """Fork and wait until the server answers. Raises what keeps it from that: ListenError, or StartError."""
         self._link, childs_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._news, childs_news = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._reaping = threading.RLock()  # a signal handler may stop the server while its thread waits for it
         flush_output()
         self.pid = os.fork()
         if self.pid == 0:
             self._link.close()
-            _be_master(make_master, childs_end)
+            self._news.close()
+            _be_master(make_master, childs_end, childs_news)
         childs_end.close()
+        childs_news.close()
         report = self._link.recv(_MAX_REPORT)
         found = pickle.loads(report) if report else StartError("the server died before it was ready")  # noqa: S301
         if isinstance(found, BaseException):
@@ -55,6 +69,21 @@ class BackgroundMaster:
         with self._reaping:
             if self.pid:
                 os.kill(self.pid, number)
+
+    def reload(self) -> None:
+        """Have the master reload. Raises StartError when it refuses, RuntimeError when it has stopped."""
+        with contextlib.suppress(BlockingIOError):
+            while self._news.recv(_MAX_REPORT, socket.MSG_DONTWAIT):
+                pass  # of reloads that others have asked for
+        self.send(signal.SIGHUP)
+        has_begun = False
+        while report := self._news.recv(_MAX_REPORT):
+            event, problem = pickle.loads(report)  # noqa: S301
+            if event == _OVER and has_begun:
+                raise_if_refused(problem)
+                return
+            has_begun = has_begun or event == _BEGUN
+        raise RuntimeError("the server has stopped before it had new workers")
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until the master and its workers are gone, at most *timeout* seconds; return whether they are."""
@@ -69,14 +98,16 @@ class BackgroundMaster:
                     os.waitpid(self.pid, 0)
                 self.pid = 0
                 self._link.close()
+                self._news.close()
         return True
 
 
 class _Reporter(Observer):
-    """Tells the parent that the server answers."""
+    """Tells the parent that the server answers, and of reloads."""
 
-    def __init__(self, link: socket.socket) -> None:
+    def __init__(self, link: socket.socket, news: socket.socket) -> None:
         self._link = link
+        self._news = news
         self.master: Master | None = None
         self.is_serving = False
 
@@ -85,8 +116,18 @@ class _Reporter(Observer):
         if self.master:
             self._link.send(pickle.dumps(self.master.endpoints))
 
+    def reloading(self) -> None:
+        self._tell(_BEGUN)
 
-def _be_master(make_master: Callable[[Observer, socket.socket], Master], link: socket.socket) -> None:
+    def reloaded(self, generation: int, problem: str | None) -> None:  # noqa: ARG002
+        self._tell(_OVER, problem)
+
+    def _tell(self, event: str, problem: str | None = None) -> None:
+        with contextlib.suppress(OSError):  # it is full of what nobody has asked for; who asks empties it first
+            self._news.send(pickle.dumps((event, problem)), socket.MSG_DONTWAIT)
+
+
+def _be_master(make_master: MakeMaster, link: socket.socket, news: socket.socket) -> None:
     """In the child: run the master, and never return."""
     status = 1
     try:
@@ -95,7 +136,7 @@ def _be_master(make_master: Callable[[Observer, socket.socket], Master], link: s
             if callable(signal.getsignal(number)):
                 with contextlib.suppress(ValueError):
                     signal.signal(number, signal.SIG_DFL)
-        reporter = _Reporter(link)
+        reporter = _Reporter(link, news)
         try:
             reporter.master = make_master(reporter, link)
             reporter.master.run()

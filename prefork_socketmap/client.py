@@ -67,13 +67,25 @@ class SocketmapClient:
     """
 
     def __init__(
-        self, endpoint: Endpoint | str, *, timeout: float = TIMEOUT, max_reply_size: int = MAX_REPLY_SIZE
+        self, endpoint: Endpoint | str, *, timeout: float | str = TIMEOUT, max_reply_size: int = MAX_REPLY_SIZE
     ) -> None:
+        if not isinstance(endpoint, str | Endpoint):
+            raise TypeError(
+                f"endpoint: {settings.shown(endpoint)} is not accepted here; expected an Endpoint or its text"
+            )
         self._endpoint = Endpoint.parse(endpoint) if isinstance(endpoint, str) else endpoint
         # A socket's timeout of 0 would mean "never wait".
         self._timeout = settings.seconds("timeout", timeout) or None
         self._max_reply_size = settings.count("max_reply_size", max_reply_size, 1)
         self._sock: socket.socket | None = None
+
+    def __repr__(self) -> str:
+        return f"<SocketmapClient: {self._endpoint}, {'connected' if self._sock else 'not connected'}>"
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where the server is that it asks."""
+        return self._endpoint
 
     def lookup(self, name: str, key: str) -> str | None:
         """Return the value of *key* in the map *name*, or None when it is not found.

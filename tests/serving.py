@@ -24,6 +24,7 @@ from prefork_socketmap.prefork.counters import server_counter
 from prefork_socketmap.prefork.scoreboard import Row, Scoreboard, State
 from prefork_socketmap.service import DefaultLookup, Lookup
 from prefork_socketmap.socketmap import netstring
+from tests.integration.servers.process import free_port
 from tests.waiting import eventually
 
 DEADLINE = 20.0
@@ -241,7 +242,7 @@ def directory() -> Iterator[Path]:
 @pytest.fixture(params=["inet", "unix"])
 def endpoint(request: pytest.FixtureRequest, directory: Path) -> str:
     """Where to listen; a test that uses this runs over TCP and over a Unix socket."""
-    return f"unix:{directory}/socket" if request.param == "unix" else "inet:127.0.0.1:0"
+    return f"unix:{directory}/socket" if request.param == "unix" else f"inet:127.0.0.1:{free_port()}"
 
 
 @pytest.fixture
@@ -252,7 +253,7 @@ def serve() -> Iterator[Serve]:
         def start(
             maps: Mapping[str, Lookup],
             config: Config | None = None,
-            endpoint: str = "inet:127.0.0.1:0",
+            endpoint: str = "",
             default: DefaultLookup | None = None,
             on_worker_start: Callable[[], object] | None = None,
         ) -> Site:
@@ -263,7 +264,7 @@ def serve() -> Iterator[Serve]:
                 server.register_default_map(default)
             if on_worker_start:
                 server.on_worker_start(on_worker_start)
-            server.listen(endpoint)
+            server.listen(endpoint or f"inet:127.0.0.1:{free_port()}")
             site = Site(server)
             stack.callback(site.close)
             return site

@@ -16,6 +16,7 @@ from prefork_socketmap.client import LookupFailed, LookupTimeout, PermFail, Sock
 from prefork_socketmap.prefork.listener import Endpoint
 from prefork_socketmap.settings import SettingError
 from prefork_socketmap.socketmap import netstring
+from tests.integration.servers.process import free_port
 
 # What the server does with one connection; the connection is closed when it returns.
 Script = Callable[["Peer"], None]
@@ -125,7 +126,7 @@ def endpoint(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, En
             family, host = (socket.AF_INET6, "::1") if request.param == "inet6" else (socket.AF_INET, "127.0.0.1")
             listener = socket.socket(family)
             try:
-                listener.bind((host, 0))
+                listener.bind((host, free_port()))
             except OSError:
                 listener.close()
                 pytest.skip("this machine has no IPv6 loopback")

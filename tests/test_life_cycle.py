@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from prefork_socketmap import Config, ListenError, Server
+from tests.integration.servers.process import free_port
 from tests.serving import (
     DEADLINE,
     Client,
@@ -44,8 +45,7 @@ def address(endpoint: str) -> str:
     """Return an endpoint that is known before the server runs."""
     if endpoint.startswith("unix:"):
         return endpoint
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return f"inet:127.0.0.1:{probe.getsockname()[1]}"
+    return f"inet:127.0.0.1:{free_port()}"
 
 
 Foreground = Callable[..., ForkProcess]
@@ -587,7 +587,7 @@ def test_fifty_starts_and_stops_leave_no_process_no_file_and_no_descriptor(direc
     server = Server(Config(min_spare=2))
     server.register_map("ok", say_ok)
     server.listen(f"unix:{path}")
-    server.listen("inet:127.0.0.1:0")
+    server.listen(f"inet:127.0.0.1:{free_port()}")
     before = descriptors(os.getpid()), children(os.getpid())
     for _ in range(50):
         with server.start() as running, Client(running.endpoints[1]) as client:

@@ -23,6 +23,7 @@ import pytest
 import prefork_socketmap
 from prefork_socketmap import Config, client, settings
 from prefork_socketmap.daemon import asjson, cli, configfile, prometheus
+from prefork_socketmap.daemon.backends import BackendReport
 from prefork_socketmap.daemon.report import CacheReport, Counters, Finding, MapReport, Report, WorkerReport
 from prefork_socketmap.maps import registry
 from prefork_socketmap.maps.base import Map
@@ -32,9 +33,11 @@ from prefork_socketmap.maps.srsaddress import Flaw
 from prefork_socketmap.maps.tls import TlsSettings
 from prefork_socketmap.maps.watched import WatchedFileMap
 from prefork_socketmap.prefork.counters import SERVER_COUNTERS
+from prefork_socketmap.socketmap import messages, netstring
 
 MAN = Path(__file__).parent.parent / "man"
 PAGES = sorted(MAN.glob("*.[1-9]"))
+README = MAN.parent / "README.md"
 COMMANDS = MAN / "prefork-socketmap.8"
 CONFIGURATION = MAN / "prefork-socketmap.toml.5"
 LIBRARY = MAN / "prefork_socketmap.3"
@@ -250,6 +253,12 @@ def test_no_option_is_invented() -> None:
     assert documented == real
 
 
+def test_the_manual_tells_to_install_as_the_readme_does() -> None:
+    page = displays(sections(COMMANDS)["INSTALLATION"])
+    section = README.read_text().partition("\n## Install\n")[2].partition("\n## ")[0]
+    assert page == re.findall(r"```sh\n(.*?)```", section, flags=re.DOTALL)
+
+
 # The status.
 
 
@@ -260,8 +269,9 @@ def a_finding() -> Finding:
         events.setdefault(group, {})[name] = 1
     counters = Counters(endings=[1, *[0] * 7], seconds=1.0, worst=1.0, buckets=[1, *[0] * 27])
     worker = WorkerReport(0, 2, 1, "busy", 0.0, "map", 0.5, "local", counters)
-    one_map = MapReport("map", counters, CacheReport(1, 1, 1, 1), {flaw.value: 1 for flaw in Flaw})
-    report = Report(1, 0.0, 1, 1, 1, events, [one_map], [worker])
+    backend = BackendReport("redis 127.0.0.1:6379", 1, 1.0)
+    maps = [MapReport("map", counters, CacheReport(1, 1, 1, 1), {flaw.value: 1 for flaw in Flaw})]
+    report = Report(1, 0.0, 1, 1, 1, events, maps, [worker], [backend])
     return Finding(0, "running", 1, report, "a problem")
 
 
@@ -274,7 +284,7 @@ def keys_of(value: object) -> Iterator[str]:
         for key, each in value.items():
             yield key
             if key not in ("states", "replies"):
-                yield from keys_of(list(each.values()) if key == "maps" else each)
+                yield from keys_of(list(each.values()) if key in ("maps", "backends") else each)
 
 
 def documented_words(text: str) -> set[str]:
@@ -344,6 +354,28 @@ def test_the_client_s_exceptions_are_documented() -> None:
     text = LIBRARY.read_text()
     assert raised
     assert [name for name in raised if name not in text] == []
+
+
+def test_every_example_is_named_and_no_other() -> None:
+    named = set(re.findall(r"^\.It Pa (\w+\.py)$", LIBRARY.read_text(), flags=re.MULTILINE))
+    assert named == {path.name for path in (MAN.parent / "etc" / "examples").glob("*.py")}
+
+
+def test_the_server_of_asyncio_is_the_example_that_is_tested() -> None:
+    (shown,) = [text for text in displays(LIBRARY.read_text()) if "asyncio.start_server" in text]
+    lines, example = shown.splitlines(), (MAN.parent / "etc" / "examples" / "asyncio_server.py").read_text()
+    code = lines[: lines.index("async def main():")]
+    assert [line for line in code if line not in example.splitlines()] == []
+    compile(shown, "manual", "exec")
+
+
+def test_every_public_name_of_the_codec_is_documented() -> None:
+    text = sections(LIBRARY)["The codec"]
+    names = {
+        name for name, value in vars(netstring).items() if getattr(value, "__module__", "") == netstring.__name__
+    }
+    names |= {error for error, value in vars(messages).items() if error.endswith("Error") and isinstance(value, type)}
+    assert {name for name in names if not name.startswith("_") and not re.search(rf"\b{name}\b", text)} == set()
 
 
 # All pages.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ import pytest
 
 from prefork_socketmap import Config, Endpoint, ListenError, RunningServer, Server, SettingError, StartError
 from prefork_socketmap.client import SocketmapClient, TempFail
+from tests.integration.servers.process import free_port
 from tests.serving import (
     DEADLINE,
     Client,
@@ -48,11 +50,6 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def unix(directory: Path) -> str:
     return f"unix:{directory}/socket"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 # Registering.
@@ -126,7 +123,7 @@ def test_an_endpoint_that_is_not_one_is_an_error_that_says_what_is(server: Serve
 
 
 def test_an_address_that_is_in_use_is_an_error_that_names_it(server: Server) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
+    with socket.create_server(("127.0.0.1", free_port())) as other:
         endpoint = f"inet:127.0.0.1:{other.getsockname()[1]}"
         server.listen(endpoint)
         with pytest.raises(ListenError, match=f"cannot listen on {endpoint}: .*in use"):
@@ -402,8 +399,9 @@ def test_a_server_serves_in_a_thread_and_leaves_the_signals_alone(server: Server
 
 
 @pytest.fixture
-def in_thread(unix: str) -> Iterator[Callable[[], None]]:
+def in_thread(unix: str, caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], None]]:
     """Serve in a thread of this process, with one worker; stopped in the end."""
+    caplog.set_level(logging.INFO)
     server = Server(Config(process_limit=1))
     server.register_map("map", say_ok)
     server.listen(unix)
@@ -411,7 +409,8 @@ def in_thread(unix: str) -> Iterator[Callable[[], None]]:
 
     def start() -> None:
         thread.start()
-        serving(unix).close()
+        # It answers a moment before the master knows; a worker that dies then is the end of the start.
+        eventually(lambda: f"serving {unix}" in caplog.messages, DEADLINE)
 
     yield start
     server.shutdown(DEADLINE)
@@ -526,6 +525,7 @@ def test_a_started_server_ends_with_the_process_that_started_it(server: Server, 
 PRINTING_PROGRAM = """
 import sys
 from prefork_socketmap import Server
+from tests.integration.servers.process import free_port
 
 server = Server()
 server.register_map("map", lambda key: "ok")

@@ -21,10 +21,13 @@ ALLOWED = {
     "maps": ["socketmap", "settings"],
     "service": ["socketmap", "prefork", "config"],
     "background": ["prefork"],
+    "asynchronous": [],
+    "registered": ["prefork.listener"],
+    "usage": ["settings"],
     "client": ["socketmap", "settings", "prefork.listener"],
 }
 # These put the parts together.
-UNBOUND = {"daemon", "server", "__init__", "__main__"}
+UNBOUND = {"daemon", "foreground", "server", "testing", "__init__", "__main__"}
 
 
 def part_of(path: Path) -> str:

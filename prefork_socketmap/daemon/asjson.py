@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
+from prefork_socketmap.daemon.backends import BackendReport
 from prefork_socketmap.daemon.report import Counters, Finding, MapReport, Report, WorkerReport
 from prefork_socketmap.prefork.counters import BOUNDS
 
@@ -29,6 +31,7 @@ def _report(report: Report) -> dict[str, Any]:
         "connections": {"active": report.active, "silent": report.silent, **report.events["connections"]},
         "workers": {**report.events["workers"], "states": report.count_states()},
         "maps": {each.name: _map(each) for each in report.maps},
+        "backends": {each.name: _backend(each) for each in report.backends},
         "slots": [_slot(each) for each in report.workers],
     }
 
@@ -45,9 +48,13 @@ def _map(each: MapReport) -> dict[str, Any]:
             for bound, number in zip((*BOUNDS, None), counters.buckets, strict=True)
             if number
         ],
-        "cache": vars(cache).copy() if cache.exists else None,
+        "cache": asdict(cache) if cache.exists else None,
         "flaws": dict(each.flaws) if any(each.flaws.values()) else None,
     }
+
+
+def _backend(each: BackendReport) -> dict[str, Any]:
+    return {"up": each.is_up, "down_seconds": each.down_seconds, "connections": each.connections}
 
 
 def _slot(each: WorkerReport) -> dict[str, Any]:

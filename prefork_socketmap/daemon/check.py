@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefork_socketmap.daemon import configfile, log, trust
+from prefork_socketmap.daemon import caches, configfile, log, trust
 from prefork_socketmap.daemon.configfile import LogSettings, Settings
 from prefork_socketmap.prefork.upgrade import UpgradeError, is_for_upgrade, refuse_another_layout
 from prefork_socketmap.settings import SettingError
@@ -33,7 +33,7 @@ def check(arguments: argparse.Namespace) -> int:
     if is_for_upgrade():  # otherwise the server may be, or become, another user's
         trust.refuse_places(settings.places)
     log.set_up("check", LogSettings(level="warning", budget=0), waits=True)
-    for warning in trust.examine(settings):
+    for warning in [*trust.examine(settings), *caches.missing(settings)]:
         print(f"prefork-socketmap: warning: {warning}", file=sys.stderr)
     sys.stdout.flush()
     child = os.fork()

@@ -76,6 +76,8 @@ def parser() -> Parser:
     _add_status(commands)
     _add_query(commands)
     _add_convert(commands)
+    _add_cache(commands)
+    _add_install(commands)
     return top
 
 
@@ -176,6 +178,50 @@ def _add_convert(commands: argparse._SubParsersAction[Parser]) -> None:
         "files", metavar="FILE", nargs="+", help="a file, or mysql:FILE or pgsql:FILE where the file does not tell"
     )
     convert.set_defaults(run="convert:convert")
+
+
+def _add_cache(commands: argparse._SubParsersAction[Parser]) -> None:
+    cache = commands.add_parser(
+        "cache",
+        help="show what a map remembers, or have it forgotten",
+        description="List what a map remembers, show what it remembers of a key, or have it forgotten by all "
+        "workers. Exit status: 0, or 1 if KEY is not remembered.",
+    )
+    _add_config(cache)
+    _add_pid_file(cache)
+    cache.add_argument("--json", action="store_true", help="as JSON, a document on each line")
+    cache.add_argument("action", metavar="ACTION", choices=["list", "get", "purge"], help="list, get or purge")
+    cache.add_argument("map", metavar="MAP", help="the name of a map in the config file")
+    cache.add_argument("key", metavar="KEY", nargs="?", help="get: of which key; purge: this one instead of all")
+    cache.set_defaults(run="cache:cache")
+
+
+def _add_install(commands: argparse._SubParsersAction[Parser]) -> None:
+    install = commands.add_parser(
+        "install",
+        help="make the server a service of this machine",
+        description="Put configuration, units or init script, and manual pages in place, and make the user that the "
+        "server runs as. What was changed by hand is kept.",
+    )
+    kinds = install.add_mutually_exclusive_group(required=True)
+    kinds.add_argument("--systemd", action="store_true", help="for systemd: units, sysusers.d, tmpfiles.d")
+    kinds.add_argument("--init", action="store_true", help="for any other init: a script for /etc/init.d")
+    uninstall = commands.add_parser(
+        "uninstall",
+        help="take back what install did",
+        description="Take back what install did, but for what was changed by hand since.",
+    )
+    for command in (install, uninstall):
+        command.add_argument(
+            "--prefix",
+            metavar="DIR",
+            type=Path,
+            default=Path("/"),
+            help="the root of the machine (default: %(default)s); below any other one only files are made",
+        )
+        command.add_argument("--dry-run", action="store_true", help="tell what would be done, and do nothing")
+    install.set_defaults(run="install:install")
+    uninstall.set_defaults(run="install:uninstall")
 
 
 def _add_config(command: Parser) -> None:

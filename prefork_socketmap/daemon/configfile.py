@@ -72,6 +72,11 @@ class Places:
         """What master and workers write about what they do."""
         return self.runtime_dir / "scoreboard"
 
+    @property
+    def backends(self) -> Path:
+        """What workers know of the backends of their maps."""
+        return self.runtime_dir / "backends"
+
     def with_pid_file(self, path: Path | None) -> Places:
         """Return these places, but with another pid file if *path* is one."""
         return dataclasses.replace(self, pid_file=path, are_defaults=False) if path else self

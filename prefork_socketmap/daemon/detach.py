@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
-import daemon.daemon  # type: ignore[import-untyped]
+from daemon.daemon import (  # type: ignore[import-untyped]
+    change_file_creation_mask,
+    change_working_directory,
+    detach_process_context,
+    prevent_core_dump,
+)
 
 _UMASK = 0o022
+_LAST_STANDARD = 2  # descriptor
 
 log = logging.getLogger("prefork_socketmap.master")
 
@@ -76,11 +83,21 @@ def _wait(child: int, reader: int) -> int:
     return int(code)
 
 
-def _become_daemon(keep: list[int]) -> None:
-    # python-daemon closes every number up to the limit of descriptors. That is one system call with Linux 5.9 and
-    # glibc 2.34, and a billion elsewhere in a container without a limit; so it is told where the open ones end.
-    daemon.daemon._total_file_descriptor_range = range(max(map(int, os.listdir("/proc/self/fd"))) + 1)  # noqa: PTH208
-    daemon.DaemonContext(detach_process=True, files_preserve=keep, umask=_UMASK, signal_map={}).open()
-    # It opens /dev/null as any other file; but what replaces this program needs the three, too.
-    for standard in range(3):
-        os.set_inheritable(standard, True)
+def _become_daemon(keep: Collection[int]) -> None:
+    """Do as ``DaemonContext.open`` does, but close what is open, and not each number up to the limit of descriptors.
+
+    That is a billion in a container without a limit, and some Pythons and systems close each by a call of its own.
+    """
+    prevent_core_dump()
+    change_file_creation_mask(_UMASK)
+    change_working_directory("/")
+    detach_process_context()
+    for number in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208
+        if number > _LAST_STANDARD and number not in keep:
+            with contextlib.suppress(OSError):  # that of the directory itself
+                os.close(number)
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in range(_LAST_STANDARD + 1):
+        os.dup2(null, standard)  # inheritable: what replaces this program needs the three, too
+    if null > _LAST_STANDARD:
+        os.close(null)

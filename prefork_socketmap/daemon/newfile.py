@@ -15,7 +15,7 @@ _MODE = 0o644  # whatever the umask: everybody may read it
 
 
 @contextlib.contextmanager
-def in_place_of(path: Path) -> Iterator[int]:
+def in_place_of(path: Path, mode: int = _MODE) -> Iterator[int]:
     """Make a new file, to be written inside, and give it the name *path*.
 
     The descriptor remains open, and is the caller's to close, unless something is raised: then all is as before.
@@ -23,11 +23,11 @@ def in_place_of(path: Path) -> Iterator[int]:
     """
     new = path.with_name(f"{path.name}.{os.getpid()}.new")
     new.unlink(missing_ok=True)
-    descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
+    descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     with contextlib.ExitStack() as undo:
         undo.callback(os.close, descriptor)
         undo.callback(new.unlink, missing_ok=True)
-        os.fchmod(descriptor, _MODE)
+        os.fchmod(descriptor, mode)
         try:
             yield descriptor
         except OSError as error:  # of a write to a disk that is full, for one, which knows no path

@@ -14,13 +14,9 @@ import errno
 import fcntl
 import os
 import stat
-import struct
 from pathlib import Path
 
-from prefork_socketmap.daemon import newfile
-
-# Linux's struct flock: type, whence, start, length, pid; padded to the alignment of its largest member.
-_FLOCK = struct.Struct("@hhqqi0q")
+from prefork_socketmap.daemon import newfile, recordlock
 
 
 class AlreadyRunningError(Exception):
@@ -74,7 +70,7 @@ def holder(path: Path) -> int | None:
     except FileNotFoundError:
         return None
     try:
-        return _holder(descriptor)
+        return recordlock.holder(descriptor)
     finally:
         os.close(descriptor)
 
@@ -101,7 +97,7 @@ def _lock(path: Path) -> int:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            pid = _holder(descriptor)
+            pid = recordlock.holder(descriptor)
             os.close(descriptor)
             if pid is None:
                 continue  # it has ended in this moment
@@ -124,10 +120,3 @@ def _is_at(path: Path, descriptor: int) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(path.lstat(), os.fstat(descriptor))
     return False
-
-
-def _holder(descriptor: int) -> int | None:
-    """Return who holds the lock; unlike an attempt to lock, the question disturbs nobody."""
-    question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-    kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, question))
-    return None if kind == fcntl.F_UNLCK else pid

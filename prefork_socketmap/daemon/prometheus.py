@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 
+from prefork_socketmap.daemon.backends import BackendReport
 from prefork_socketmap.daemon.report import Finding, MapReport, Report
 from prefork_socketmap.prefork.counters import BOUNDS, SERVER_COUNTERS
 
@@ -23,6 +24,7 @@ def render(finding: Finding) -> str:
     if finding.report:
         lines += _report(finding.report)
         lines += _maps(finding.report)
+        lines += _backends({each.name: each for each in finding.report.backends})
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -54,6 +56,14 @@ def _maps(report: Report) -> Iterator[str]:
         for flaw, number in each.flaws.items():
             yield _sample("flaws_total", {"map": each.name, "flaw": flaw}, number)
     yield from _caches({each.name: each for each in report.maps if each.cache.exists})
+
+
+def _backends(backends: Mapping[str, BackendReport]) -> Iterator[str]:
+    if backends:
+        up = {name: int(each.is_up) for name, each in backends.items()}
+        yield from _metric("backend_up", "gauge", "Whether lookups are sent to the backend.", up, "backend")
+        number = {name: each.connections for name, each in backends.items()}
+        yield from _metric("backend_connections", "gauge", "Connections to the backend now.", number, "backend")
 
 
 def _histogram(name: str, each: MapReport) -> Iterator[str]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from prefork_socketmap.daemon.backends import BackendReport
 from prefork_socketmap.maps.srsaddress import Flaw
 from prefork_socketmap.prefork.counters import OTHER, SERVER_COUNTERS, JobCounters, Totals
 from prefork_socketmap.prefork.scoreboard import Row, Scoreboard, State
@@ -39,20 +40,25 @@ class Counters(Totals):
 
 @dataclass
 class CacheReport:
-    """The caches of one map, in all workers together."""
+    """The cache of one map, which all workers share."""
 
     hits: int = 0
     misses: int = 0
     stale: int = 0
     entries: int = 0
 
-    def add(self, extras: Sequence[int], *, alive: bool) -> None:
-        """Add a worker's; the entries of one that has ended are gone."""
-        hits, misses, stale, entries = extras
+    def __post_init__(self) -> None:
+        self._seen = 0
+
+    def add(self, extras: Sequence[int]) -> None:
+        """Add what a worker has counted. How many entries there are, the one tells that has seen it last."""
+        hits, misses, stale, seen = extras
         self.hits += hits
         self.misses += misses
         self.stale += stale
-        self.entries += entries if alive else 0
+        # The time, in seconds, in the upper half; the number in the lower one.
+        self._seen = max(self._seen, seen)
+        self.entries = self._seen % (1 << 32)
 
     @property
     def exists(self) -> bool:
@@ -70,10 +76,10 @@ class MapReport:
     flaws: dict[str, int] = field(default_factory=lambda: dict.fromkeys((flaw.value for flaw in Flaw), 0))
     """How many addresses a map of the type ``srs`` has found with each flaw."""
 
-    def add(self, one: JobCounters, *, alive: bool) -> None:
-        """Add what one worker has counted; *alive*: it has not ended."""
+    def add(self, one: JobCounters) -> None:
+        """Add what one worker has counted."""
         self.counters.add(one)
-        self.cache.add(one.extras, alive=alive)
+        self.cache.add(one.extras)
         for name, number in zip(self.flaws, one.own, strict=True):
             self.flaws[name] += number
 
@@ -116,6 +122,7 @@ class Report:
     """The SERVER_COUNTERS, by group and name."""
     maps: Sequence[MapReport]
     workers: Sequence[WorkerReport]
+    backends: Sequence[BackendReport] = ()
 
     def count_states(self) -> dict[str, int]:
         """Return how many workers are in each state, for all states."""
@@ -142,8 +149,8 @@ class Finding:
         return self.code == os.EX_OK
 
 
-def make(board: Scoreboard) -> Report:
-    """Read *board*."""
+def make(board: Scoreboard, backends: Sequence[BackendReport] = ()) -> Report:
+    """Read *board*; *backends* is what is known of those."""
     rows = board.rows()
     maps = [MapReport(name) for name in board.names()]
     workers = list(_read_slots(board, rows, maps))
@@ -157,6 +164,7 @@ def make(board: Scoreboard) -> Report:
         events=_read_events(board),
         maps=sorted((each for each in maps if each.is_of_interest), key=lambda each: each.name),
         workers=workers,
+        backends=backends,
     )
 
 
@@ -175,7 +183,7 @@ def _read_slots(board: Scoreboard, rows: Sequence[Row], maps: Sequence[MapReport
         # A name may have been added since the names were read.
         for one, each in zip(board.counters(row.slot), maps, strict=False):
             counters.add(one)
-            each.add(one, alive=state is not State.FREE)
+            each.add(one)
         if state is not State.FREE:
             yield _worker(row, state, counters, maps)
 

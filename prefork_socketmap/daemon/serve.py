@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import functools
 import logging
 import os
@@ -15,7 +16,9 @@ from pathlib import Path
 from socket import socket
 from typing import Protocol
 
-from prefork_socketmap.daemon import activation, configfile, log, trust
+from prefork_socketmap.daemon import activation, backends, configfile, log, trust
+from prefork_socketmap.daemon.backends import Memory
+from prefork_socketmap.daemon.caches import Caches
 from prefork_socketmap.daemon.configfile import Places, Settings
 from prefork_socketmap.daemon.notify import ServiceManager
 from prefork_socketmap.daemon.pidfile import AlreadyRunningError, PidFile
@@ -33,6 +36,7 @@ logger = logging.getLogger("prefork_socketmap.master")
 
 _PID_FILE = "pid_file"
 _LAST_STANDARD = 2
+_FORBIDDEN = (errno.EPERM, errno.EACCES, errno.EROFS)
 
 
 class Launch(Protocol):
@@ -131,10 +135,11 @@ def _run(
     try:
         with _claimed(settings.places, state) as claim:
             _warn(settings)
+            caches = Caches(claim.descriptors, state.others if state else {})
             master = Master(
-                plan(settings),
-                load=functools.partial(_reload, source),
-                observer=Observers([*claim.state_files, ServiceManager(), Launched(launch), Log()]),
+                plan(settings, claim.backends, caches.prepare(settings)),
+                load=functools.partial(_reload, source, claim.backends, caches),
+                observer=Observers([caches, *claim.state_files, ServiceManager(), Launched(launch), Log()]),
                 inherited=inherited,
                 upgrade=Upgrade(source.command("check"), source.command("serve"), claim.descriptors),
                 state=state,
@@ -146,17 +151,18 @@ def _run(
     except StartError as error:
         return _fail(launch, os.EX_CONFIG if error.is_setting else os.EX_UNAVAILABLE, str(error))
     except OSError as error:
-        return _fail(launch, os.EX_UNAVAILABLE, str(error))
+        # What is forbidden stays so, however often a service manager tries again.
+        return _fail(launch, os.EX_NOPERM if error.errno in _FORBIDDEN else os.EX_UNAVAILABLE, str(error))
     except AlreadyRunningError as error:
         return _fail(launch, 1, str(error))
     return os.EX_OK
 
 
-def _reload(source: Source) -> Plan:
+def _reload(source: Source, memory: Memory, caches: Caches) -> Plan:
     settings = source.load()
     log.set_up("master", settings.log)
     _warn(settings)
-    return plan(settings)
+    return plan(settings, memory, caches.prepare(settings))
 
 
 def _fail(launch: Launch, code: int, reason: str) -> int:
@@ -168,6 +174,7 @@ def _fail(launch: Launch, code: int, reason: str) -> int:
 class Claim:
     """What shows that this server runs, for as long as it does."""
 
+    backends: Memory
     state_files: Sequence[StateFile] = ()
     descriptors: dict[str, int] = dataclasses.field(default_factory=dict)
     board: Scoreboard | None = None
@@ -187,7 +194,8 @@ def _claimed(places: Places, state: MasterState | None) -> Iterator[Claim]:
             if not places.are_defaults:
                 raise
             logger.warning("reload, stop and status will not find this server: %s; set runtime_dir", error)
-            claim = Claim()
+            memory = _backends(None, state)
+            claim = Claim(memory, descriptors=memory.descriptors())
         yield claim
 
 
@@ -201,7 +209,15 @@ def _claim(places: Places, state: MasterState | None, held: contextlib.ExitStack
     held.callback(state_file.remove)
     board = Scoreboard.resume(state.board, places.scoreboard) if state else Scoreboard(places.scoreboard)
     held.callback(board.remove)
-    return Claim([state_file], {_PID_FILE: pid_file.fileno()}, board)
+    memory = _backends(places.backends, state)
+    held.callback(memory.remove)
+    return Claim(memory, [state_file], {_PID_FILE: pid_file.fileno(), **memory.descriptors()}, board)
+
+
+def _backends(path: Path | None, state: MasterState | None) -> Memory:
+    """Go on with the memory of the program that was here before, or make new memory."""
+    former = [state.others[name] for name in backends.DESCRIPTORS if name in state.others] if state else []
+    return (Memory.resume(path, *former) if former else None) or Memory.make(path)
 
 
 def _warn(settings: Settings) -> None:

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 
-from prefork_socketmap.daemon import asjson, control, prometheus, report, state, tables
+from prefork_socketmap.daemon import asjson, backends, control, prometheus, report, state, tables
 from prefork_socketmap.daemon.configfile import Places
 from prefork_socketmap.daemon.control import Server
 from prefork_socketmap.daemon.report import Finding
@@ -73,4 +73,5 @@ def _look_at(server: Server, places: Places) -> Finding:
         return Finding(os.EX_OK, line, server.pid, problem=f"what it does cannot be read: {error}")
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(board.started))
     problem = f"the last reload was refused: {told.reload.problem}" if told.reload and told.reload.problem else None
-    return Finding(os.EX_OK, f"{line}, since {since}", server.pid, report.make(board), problem)
+    found = report.make(board, backends.read(places.backends))
+    return Finding(os.EX_OK, f"{line}, since {since}", server.pid, found, problem)

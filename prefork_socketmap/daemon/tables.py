@@ -1,4 +1,4 @@
-"""The status for people: a summary, a table of the maps, a table of the workers."""
+"""The status for people: a summary, a table of the maps, of the backends, of the workers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
+from prefork_socketmap.daemon.backends import BackendReport
 from prefork_socketmap.daemon.report import Counters, Finding, MapReport, Report, WorkerReport
 from prefork_socketmap.socketmap.messages import printable
 
@@ -35,6 +36,9 @@ def _lines(report: Report) -> Iterator[str]:
     yield f"workers: {_events(report, 'workers')}; reloads: {_events(report, 'reloads')}"
     yield ""
     yield from _table([_map_row(each) for each in report.maps], left=("map",))
+    if report.backends:
+        yield ""
+        yield from _table([_backend_row(each) for each in report.backends], left=("backend", "state"))
     yield ""
     yield from _table([_worker_row(each) for each in report.workers], left=("state", "map", "client"))
 
@@ -53,6 +57,15 @@ def _map_row(each: MapReport) -> Mapping[str, str]:
     row["entries"] = str(cache.entries) if cache.exists else ""
     row["stale"] = str(cache.stale) if cache.exists else ""
     return row | {flaw: str(number or "") for flaw, number in each.flaws.items()}
+
+
+def _backend_row(each: BackendReport) -> Mapping[str, str]:
+    return {
+        "backend": each.name,
+        "state": "up" if each.is_up else "down",
+        "for": _duration(each.down_seconds) if each.down_seconds is not None else "",
+        "connections": str(each.connections),
+    }
 
 
 def _worker_row(each: WorkerReport) -> Mapping[str, str]:

@@ -19,8 +19,6 @@ Table = dict[str, object]
 
 ABSENT = {
     "mysql": {
-        "option_file": "the settings stand in the table itself",
-        "option_group": "the settings stand in the table itself",
         "tls_ciphers": "Python's choice of ciphers is used",
     },
     "pgsql": {},
@@ -94,6 +92,8 @@ _READ: dict[str, dict[str, Read]] = {
         **_SQL,
         **_LOGIN,
         "require_result_set": _boolean,
+        "option_file": _text,
+        "option_group": _text,
         "tls_cert_file": _text,
         "tls_key_file": _text,
         "tls_CAfile": _text,

@@ -1,6 +1,6 @@
 """Whose word the config file and the code of maps are: who else can write them, and who can read the secrets in them.
 
-The same for the directories in which the server makes files of its own.
+The same for the directories in which the server makes files of its own, caches among them.
 
 Whoever can write to the config file of a root's server is root, and whoever can write to the code of a map is the
 workers' user. So root refuses such files, and anybody else is warned. Only metadata is looked at: no code is loaded.
@@ -54,13 +54,16 @@ def _written_by_others(settings: Settings) -> Iterator[SettingError]:
         yield SettingError(str(settings.path), problem)
     # What its own user can write to gives that user nothing new.
     workers = us | {settings.account.uid} if settings.account else us
-    for name, table in _tables(settings).items():
-        for key, path in (*_code(table, settings.base), *_signatures(table, settings.base)):
+    for name, table in tables(settings).items():
+        for key, path in (*code(table, settings.base), *signatures(table, settings.base)):
             if problem := _writer(path, workers):
                 yield in_file(settings.path, SettingError(f"maps.{name}.{key}", problem))
+        if (file := cache_file(table, settings.base)) and (problem := _writer(file, us)):
+            yield in_file(settings.path, SettingError(f"maps.{name}.cache_file", problem))
 
 
-def _tables(settings: Settings) -> Mapping[str, Table]:
+def tables(settings: Settings) -> Mapping[str, Table]:
+    """Return the tables of all maps by name, that of the default map among them."""
     return {**settings.maps, **({DEFAULT_MAP: settings.default_map} if settings.default_map else {})}
 
 
@@ -123,10 +126,16 @@ def _steps(path: Path) -> Iterator[tuple[Path, bool]]:
                 ahead.append((step[0].parent / step[0].readlink(), step[1]))
 
 
+def cache_file(table: Table, base: Path) -> Path | None:
+    """Return where a map keeps its answers when the server stops; None if nowhere. What is wrong is not told here."""
+    name = table.get("cache_file")
+    return base / name if isinstance(name, str) and name and "\0" not in name else None
+
+
 # What is executed.
 
 
-def _code(table: Table, base: Path) -> Iterator[tuple[str, Path]]:
+def code(table: Table, base: Path) -> Iterator[tuple[str, Path]]:
     """Iterate over the directories and files of the code of a map of the type ``python``, with their keys.
 
     What is wrong with the table itself is not told here.
@@ -158,7 +167,7 @@ def _files(module: str, directories: list[str]) -> Iterator[Path]:
         where = list(spec.submodule_search_locations or [])
 
 
-def _signatures(table: Table, base: Path) -> Iterator[tuple[str, Path]]:
+def signatures(table: Table, base: Path) -> Iterator[tuple[str, Path]]:
     """Iterate over the file of a map of the type ``srs`` that says whose signature is believed, with its key."""
     if table.get("type") == "srs" and isinstance(file := table.get("secret_file"), str) and "\0" not in file:
         yield "secret_file", base / file
@@ -168,7 +177,7 @@ def _signatures(table: Table, base: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _has_secret(settings: Settings) -> bool:
-    return any(map(_is_secret, _tables(settings).items()))
+    return any(map(_is_secret, tables(settings).items()))
 
 
 def _is_secret(item: tuple[str, object]) -> bool:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import functools
 import ipaddress
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from prefork_socketmap.daemon import log, privileges
+from prefork_socketmap.daemon.backends import Memory, WorkerBackends
 from prefork_socketmap.daemon.configfile import DEFAULT_MAP, Network, Settings, Table, errors_in, in_file
 from prefork_socketmap.daemon.privileges import Account
 from prefork_socketmap.maps import registry
@@ -23,18 +24,23 @@ from prefork_socketmap.service import ANY_OTHER_MAP, DefaultLookup, Lookup, Serv
 
 if TYPE_CHECKING:
     from prefork_socketmap.maps.base import Map, MissingLibraryError
+    from prefork_socketmap.maps.store import Shared
 
     OnMissing = Callable[[MissingLibraryError], None]
 
 logger = logging.getLogger("prefork_socketmap.worker")
 
 
-def plan(settings: Settings) -> Plan:
-    """Return what workers do according to *settings*."""
+def plan(settings: Settings, memory: Memory, caches: Mapping[str, Shared]) -> Plan:
+    """Return what workers do according to *settings*.
+
+    In *memory* they share what they know of backends, in *caches*, by the names of maps, what these remember.
+    """
     return Plan(
         endpoints=settings.endpoints,
         limits=settings.config,
-        start=functools.partial(_start, settings),
+        start=functools.partial(_start, settings, memory, caches),
+        defers=memory.defers,
         names=counter_names(settings.maps, has_default=settings.default_map is not None),
         source=str(settings.path),
         allow=functools.lru_cache(maxsize=1024)(functools.partial(is_allowed, settings.allow)),
@@ -77,30 +83,39 @@ def _named_variables(tables: Iterable[Table]) -> list[str]:
     return names
 
 
-def open_maps(settings: Settings, on_missing: OnMissing | None = None) -> dict[str, Map]:
+def open_maps(
+    settings: Settings, on_missing: OnMissing | None = None, backends: WorkerBackends | None = None
+) -> dict[str, Map]:
     """Take the workers' account, give up what they have no use for, build all maps and open them.
+
+    With *backends* they share connections, and what is known of backends with other workers.
 
     Raises what ``build_maps`` raises, and whatever a map's code or library raises when it is opened.
     """
     maps = build_maps(settings, settings.account, on_missing)
     with errors_in(settings.path):
         for each in maps.values():
+            if backends:
+                each.share(lambda: backends.links)
             each.open()
     return maps
 
 
-def _start(settings: Settings, counters: SlotCounters) -> Service:
+def _start(settings: Settings, memory: Memory, caches: Mapping[str, Shared], counters: SlotCounters) -> Service:
+    backends = memory.leave_to_worker(settings.config.process_limit)
     log.set_up("worker", settings.log)
 
     def log_missing(error: MissingLibraryError) -> None:
         problem = "%s; every lookup in this map fails"
         logger.error(problem, in_file(settings.path, error), extra={"map": error.key})
 
-    maps = open_maps(settings, log_missing)
+    maps = open_maps(settings, log_missing, backends)
     for name, each in maps.items():
         counted = counters[ANY_OTHER_MAP if name == DEFAULT_MAP else name]
         each.count_in(counted.own)
         if each.cache is not None:
+            if name in caches:
+                each.cache.share(caches[name])
             each.cache.count_in(counted.extras)
     lookups: dict[str, Lookup] = {name: each.lookup for name, each in maps.items()}
     default = _without_name(lookups.pop(DEFAULT_MAP)) if DEFAULT_MAP in lookups else None

@@ -24,7 +24,9 @@ from prefork_socketmap.maps.template import Address, Template
 from prefork_socketmap.socketmap.messages import Reply, Status
 
 if TYPE_CHECKING:
+    from prefork_socketmap.maps.backend import Links
     from prefork_socketmap.maps.cache import Cache
+    from prefork_socketmap.maps.memory import Memory
 
 log = logging.getLogger("prefork_socketmap.worker.maps")
 
@@ -104,7 +106,11 @@ class Map(abc.ABC):
     negative_cache_ttl = setting(settings.seconds, 0.0)
     """How long "not found" is remembered."""
     cache_size = setting(settings.count, 10000)
-    """The most answers that are remembered."""
+    """For how many answers there is room; see ``store.ROOM``."""
+    cache_bytes = setting(settings.count, 0)
+    """The same in bytes; 0: as ``cache_size`` says."""
+    cache_file = setting(settings.text, None)
+    """Where they are kept when the server stops."""
     stale_ttl = setting(settings.seconds, 0.0)
     """How long, after it is fresh no more, an answer is still given when a new lookup fails."""
 
@@ -146,6 +152,7 @@ class Map(abc.ABC):
             local_domains = frozenset(domain.casefold() for domain in self.local_domains)
             self._rules = Rules(self.recipient_delimiter, local_domains)
             self._require_address_search()
+        self._require_a_cache(table)
         self.cache = self._make_cache()
         self._opened = False
 
@@ -154,6 +161,9 @@ class Map(abc.ABC):
 
     def link(self, maps: Mapping[str, Map]) -> None:  # noqa: B027 - most types know of no other map
         """Find other maps of the configuration that this one needs, before any is opened. Raises SettingError."""
+
+    def share(self, links: Callable[[], Links]) -> None:  # noqa: B027 - most types ask no server
+        """Take connections, if the type has any, from those that the maps of this process share."""
 
     def open(self) -> None:
         """Acquire what lookups need, once. Raises what the type's ``prepare`` raises."""
@@ -188,6 +198,14 @@ class Map(abc.ABC):
         except LookupFailedError as failure:
             return failure.reply
 
+    def memory(self) -> Memory | None:
+        """Return what this map remembers, for the command ``cache``; None: it remembers nothing."""
+        return self.cache
+
+    def remembered_key(self, key: str) -> str:
+        """Return *key*, as Postfix asks it, as it is remembered."""
+        return _fold(key) if self.fold and not self.propagate_extension else key
+
     @abc.abstractmethod
     def find(self, key: str) -> Sequence[str] | None:
         """Return the values that stand at *key* exactly; none, or None, is not found.
@@ -209,19 +227,26 @@ class Map(abc.ABC):
             if getattr(self, key):
                 raise settings.SettingError(f"maps.{self.name}.{key}", 'goes with search = "address" only')
 
+    def _require_a_cache(self, table: Mapping[str, object]) -> None:
+        if "cache_size" in table and "cache_bytes" in table:
+            raise settings.SettingError(
+                f"maps.{self.name}.cache_bytes", "goes in place of cache_size; give one of them"
+            )
+        if self.cache_file and not (self.cache_ttl or self.negative_cache_ttl or self.stale_ttl):
+            times = "cache_ttl, negative_cache_ttl or stale_ttl"
+            raise settings.SettingError(f"maps.{self.name}.cache_file", f"goes with {times} above 0 only")
+
     def _make_cache(self) -> Cache | None:
         if not self.cache_size or not (self.cache_ttl or self.negative_cache_ttl or self.stale_ttl):
             return None
-        try:
-            # Imported only here: who configures no cache needs no cachetools.
-            from prefork_socketmap.maps.cache import Cache
-        except ImportError as error:
-            problem = f"a cache needs a Python package that is not there ({error}); install prefork-socketmap[cache]"
-            raise MissingLibraryError(f"maps.{self.name}.cache_ttl", problem) from error
+        # Imported only here: who configures no cache needs none of this.
+        from prefork_socketmap.maps.cache import Cache
+        from prefork_socketmap.maps.store import pages_for
+
         return Cache(
             self._search,
             self.complaints,
-            size=self.cache_size,
+            pages=pages_for(self.cache_size, self.cache_bytes),
             ttl=self.cache_ttl,
             negative_ttl=self.negative_cache_ttl,
             stale_ttl=self.stale_ttl,

@@ -76,6 +76,8 @@ def _hash(key: bytes) -> int:
 class CdbMap(WatchedFileMap[Cdb]):
     """Answers with the value of the key in a database file."""
 
+    is_text = False
+
     def read(self, file: BinaryIO) -> Cdb:
         """Open the database."""
         descriptor = os.dup(file.fileno())

@@ -17,10 +17,11 @@ import logging
 import random
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from prefork_socketmap import settings
+from prefork_socketmap.maps.backend import Links
 from prefork_socketmap.maps.base import LookupFailedError, Map, MissingLibraryError, log, reason
 from prefork_socketmap.maps.setting import declared, read_table, setting
 from prefork_socketmap.socketmap.messages import Reply, to_text
@@ -46,6 +47,9 @@ _TYPES = ("sqlite", "redis", "postgresql", "mysql")
 
 class Envelopes(abc.ABC):
     """Senders by alias."""
+
+    def share(self, links: Callable[[], Links]) -> None:  # noqa: B027 - SQLite asks no server
+        """Take connections, as ``Map.share`` does."""
 
     @abc.abstractmethod
     def open(self) -> None:
@@ -99,18 +103,25 @@ def make(name: str, table: Mapping[str, object], base: Path) -> Envelopes:
 
 
 class _Maps(Envelopes):
-    """A database by way of maps, each of which connects when it is first used. It forgets by itself."""
+    """A database by way of maps, which have one connection. It forgets by itself."""
 
-    def __init__(self, write: Map, read: Map) -> None:
+    def __init__(self, write: Map, read: Map, *others: Map) -> None:
         self._write, self._read = write, read
+        self._maps = (write, read, *others)
+        links = Links()
+        self.share(lambda: links)
+
+    def share(self, links: Callable[[], Links]) -> None:
+        for each in self._maps:
+            each.share(links)
 
     def open(self) -> None:
-        self._write.open()
-        self._read.open()
+        for each in self._maps:
+            each.open()
 
     def close(self) -> None:
-        self._write.close()
-        self._read.close()
+        for each in self._maps:
+            each.close()
 
     def put(self, alias: str, sender: str, seconds: int) -> None:
         self._write.find(f"{sender}@{alias}.{seconds}")
@@ -120,15 +131,15 @@ class _Maps(Envelopes):
         return values[0] if values else None
 
     def verify(self) -> None:
-        self._write.verify()
-        self._read.verify()
+        for each in self._maps:
+            each.verify()
 
 
 class _SqlMaps(_Maps):
     """The same, where what has expired has to be removed."""
 
     def __init__(self, write: Map, read: Map, tidy: Map) -> None:
-        super().__init__(write, read)
+        super().__init__(write, read, tidy)
         self._tidy = tidy
         # Not all workers at once.
         self._tidy_at = time.monotonic() + random.uniform(0, _TIDY_EVERY)  # noqa: S311
@@ -137,13 +148,9 @@ class _SqlMaps(_Maps):
         super().put(alias, sender, int(time.time()) + seconds)
         if time.monotonic() >= self._tidy_at:
             self._tidy_at = time.monotonic() + _TIDY_EVERY
-            self._remove_expired()
-
-    def _remove_expired(self) -> None:
-        # Rarely enough for a connection of its own. What goes wrong, the map has logged.
-        with contextlib.suppress(LookupFailedError), contextlib.closing(self._tidy) as tidy:
-            tidy.open()
-            tidy.find(f"expired@{int(time.time())}")
+            # What goes wrong, the map has logged.
+            with contextlib.suppress(LookupFailedError):
+                self._tidy.find(f"expired@{int(time.time())}")
 
 
 class _Sqlite(Envelopes):

@@ -1,4 +1,4 @@
-"""The type ``file``: a text file of ``key value`` lines, reread when it changes, held once for all workers."""
+"""The type ``file``: a text file of ``key value`` lines, read once for all workers, and again when it changes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefork_socketmap import settings
-from prefork_socketmap.maps.base import Map, reason
+from prefork_socketmap.maps.base import LookupFailedError, Map, reason
 from prefork_socketmap.maps.setting import setting
-from prefork_socketmap.maps.sharedtable import SharedTable, make_private
-from prefork_socketmap.socketmap.messages import to_bytes, to_text
+from prefork_socketmap.maps.sharedtable import NoTableError, SharedTable, make_private
+from prefork_socketmap.socketmap.messages import Reply, to_bytes, to_text
 
 
 class FileMap(Map):
@@ -34,26 +34,38 @@ class FileMap(Map):
         except OSError as error:
             problem = f"{settings.shown(self.index_dir)} cannot be used: {reason(error)}"
             raise settings.SettingError(f"maps.{self.name}.index_dir", problem) from None
-        file = self.base / self.path
-        self._table = SharedTable(file, directory, fold=self.fold)
+        self._table = SharedTable(self.base / self.path, directory, fold=self.fold)
         try:
-            self._table.refresh(wait=True)
+            self._table.open()
         except (OSError, ValueError) as error:
-            problem = f"{settings.shown(self.path)} cannot be read: {reason(error)}"
-            raise settings.SettingError(f"maps.{self.name}.path", problem) from None
+            raise self._unreadable(error) from None
+        if self._table.problem is not None:
+            self.complaints.log(logging.ERROR, "%s; an earlier table answers", self._unreadable(self._table.problem))
+
+    def verify(self) -> None:
+        """Tell when the table is an earlier one, since the file is not what it should be."""
+        if self._table.problem is not None:
+            raise self._unreadable(self._table.problem)
 
     def release(self) -> None:
         """Let go of the table."""
         self._table.close()
 
     def find(self, key: str) -> Sequence[str] | None:
-        """Return the value at *key*, of the file as it is now."""
+        """Return the value at *key*. When the file has changed it is read meanwhile, by another process."""
         try:
-            self._table.refresh(wait=False)
-        except (OSError, ValueError) as error:
+            self._table.refresh()
+        except OSError as error:
             self.complaints.log(logging.ERROR, "%s: %s; the table stays as it was", self.path, reason(error))
-        value = self._table.get(to_bytes(key))
+        try:
+            value = self._table.get(to_bytes(key))
+        except NoTableError as error:
+            raise LookupFailedError(Reply.temp_fail(f"map {self.name}: the file is being read")) from error
         return None if value is None else (to_text(value),)
+
+    def _unreadable(self, error: Exception) -> settings.SettingError:
+        problem = f"{settings.shown(self.path)} cannot be read: {reason(error)}"
+        return settings.SettingError(f"maps.{self.name}.path", problem)
 
     def _index_directory(self) -> Path:
         if self.index_dir is None:

@@ -33,13 +33,15 @@ from prefork_socketmap.maps.template import Address, Template
 from prefork_socketmap.maps.tls import TlsSettings
 from prefork_socketmap.socketmap.messages import Reply
 
+if not hasattr(urllib3, "BaseHTTPResponse"):
+    # Version 1, which Debian 12 has, takes half an answer for a whole one, and keeps no connection.
+    raise ImportError("urllib3 2.2 or newer; an older one is installed")
+
 # More than Postfix takes from a table (100000 bytes), so that the reply's own limit speaks first.
 _MAX_BODY = 1_000_000
 _CHUNK = 65536
 # What else in the 400s may be better at the next attempt: RFC 9110, 15.5.9; RFC 8470; RFC 6585.
 _NOT_NOW = (http.HTTPStatus.REQUEST_TIMEOUT, http.HTTPStatus.TOO_EARLY, http.HTTPStatus.TOO_MANY_REQUESTS)
-# A server that asks to be left alone until tomorrow shall not keep mail waiting when it has changed its mind.
-LONGEST_RETRY_AFTER = 60.0
 _MEDIA_TYPE = re.compile(r"\*/\*|[!#$%&'+.^_`|~0-9a-z-]+/(?:\*|[!#$%&'+.^_`|~0-9a-z-]+)")
 # RFC 9110, sections 5.1 and 5.5; what is no ASCII has no agreed meaning in a header.
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -144,8 +146,6 @@ class HttpMap(TlsSettings, NetworkMap[HTTPConnection]):
     else a temporary one.
     """
 
-    one_key_can_break_it = True
-
     url = setting(_url)
     """What to get. Parts of the key are quoted as RFC 3986 says."""
     hosts = setting(_hosts, ())
@@ -164,10 +164,13 @@ class HttpMap(TlsSettings, NetworkMap[HTTPConnection]):
     token_env = setting(secret, "")
 
     errors = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
+    account = ("scheme", "token", "token_file", "token_env")
+    of_the_query = ("url", "headers", "content_type", "result", "not_found_status", *account[1:])
 
     def __init__(self, name: str, table: Mapping[str, object], base: Path) -> None:
         super().__init__(name, table, base)
         self.hosts = self.hosts or _hosts(f"maps.{name}.url", [self.url.host])
+        self.scheme = self.url.scheme
         self._token = Secret(self, "token")
         named = {header.lower() for header in self.headers}
         accept = {} if "accept" in named else {"Accept": ", ".join(self.content_type)}
@@ -264,7 +267,7 @@ class HttpMap(TlsSettings, NetworkMap[HTTPConnection]):
         if status == http.HTTPStatus.NOT_FOUND:
             return self._no_answer(f"{problem}, which does not say that it is the key that is not found")
         if not 300 <= status < 500 or status in _NOT_NOW:
-            self.leave_alone(min(httpanswer.retry_after(answer.headers.get("Retry-After")), LONGEST_RETRY_AFTER))
+            self.leave_alone(httpanswer.retry_after(answer.headers.get("Retry-After")))
             return self._no_answer(problem)
         self.complaints.log(logging.ERROR, "%s", problem)
         return LookupFailedError(Reply.perm_fail(f"map {self.name}: {problem}"))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import re
+import signal
 import socket
 import ssl
 import time
@@ -161,6 +162,18 @@ class LdapMap(NetworkMap[SimpleLDAPObject]):
     from nobody who can be between the two machines."""
 
     errors = (ldap.LDAPError, OSError)
+    account = ("bind", "bind_dn", "bind_pw", "bind_pw_file", "bind_pw_env")
+    of_the_query = (
+        "search_base",
+        "scope",
+        "query_filter",
+        "result_attribute",
+        "special_result_attribute",
+        "terminal_result_attribute",
+        "leaf_result_attribute",
+        "recursion_limit",
+        "size_limit",
+    )
 
     def __init__(self, name: str, table: Mapping[str, object], base: Path) -> None:
         super().__init__(name, table, base)
@@ -193,6 +206,10 @@ class LdapMap(NetworkMap[SimpleLDAPObject]):
 
     def dial(self, host: str, timeout: float) -> SimpleLDAPObject:
         """Connect to *host* and log in."""
+        with _undisturbed():
+            return self._open(host, timeout)
+
+    def _open(self, host: str, timeout: float) -> SimpleLDAPObject:
         deadline = time.monotonic() + timeout
         url = _url(host)
         _require_answer(url, self.start_tls, timeout)
@@ -236,7 +253,8 @@ class LdapMap(NetworkMap[SimpleLDAPObject]):
             self._attributes,
         )
         try:
-            return list(self._results(connection, search, time.monotonic() + self.timeout, 1))
+            with _undisturbed():
+                return list(self._results(connection, search, time.monotonic() + self.timeout, 1))
         except (ldap.NO_SUCH_OBJECT, ldap.INVALID_DN_SYNTAX):
             # A base that is made of the key may be wrong for this key; one that is not is a mistake.
             if self.search_base.letters:
@@ -333,6 +351,16 @@ class LdapMap(NetworkMap[SimpleLDAPObject]):
             connection.set_option(ldap.OPT_X_TLS_NEWCTX, 0)  # takes the options above over
         except ValueError as error:
             raise ConnectionError("the TLS library does not accept the settings tls_...") from error
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Put off the signal by which other workers ask for connections: OpenLDAP's library takes it for an error."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGURG])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGURG])
 
 
 def _url(host: str) -> str:

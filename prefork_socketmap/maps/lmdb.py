@@ -72,6 +72,8 @@ _databases: weakref.WeakValueDictionary[bytes, Database] = weakref.WeakValueDict
 class LmdbMap(WatchedFileMap[Database]):
     """Answers with the value of the key in a database file."""
 
+    is_text = False
+
     def tag(self, status: os.stat_result) -> bytes:
         """Return what tells one file from another: what changes within it is seen anyway."""
         return b"%d %d" % (status.st_dev, status.st_ino)

@@ -35,6 +35,7 @@ class MemcacheMap(NetworkMap[Client]):
     """The key to get; ``aliases:%s``, for one, where several tables share a server."""
 
     errors = (MemcacheError, OSError)
+    of_the_query = ("key_format",)
 
     def dial(self, host: str, timeout: float) -> Client:
         """Connect to *host*."""

@@ -11,6 +11,7 @@ statement that travels in the same packet.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from pymysql.cursors import Cursor
 
 from prefork_socketmap import settings
 from prefork_socketmap.maps import host as host_setting
-from prefork_socketmap.maps import sql
-from prefork_socketmap.maps.base import LookupFailedError
+from prefork_socketmap.maps import optionfile, sql
+from prefork_socketmap.maps.base import LookupFailedError, reason
 from prefork_socketmap.maps.host import Host
 from prefork_socketmap.maps.network import Trouble
 from prefork_socketmap.maps.secret import Secret, secret
@@ -34,6 +35,12 @@ from prefork_socketmap.socketmap.messages import Reply
 
 _PORT = 3306
 _NAME = "prefork_socketmap"
+_TLS_OPTIONS = {
+    "tls_CAfile": "ssl-ca",
+    "tls_CApath": "ssl-capath",
+    "tls_cert_file": "ssl-cert",
+    "tls_key_file": "ssl-key",
+}
 # What a server says to a client that it is about to disconnect: shutdown, KILL (MariaDB), idle too long (MySQL 8).
 # And what one says that does not know the prepared query: a proxy has put it in the place of the one that did.
 _GOODBYES = frozenset({ER.SERVER_SHUTDOWN, 1927, 4031, ER.UNKNOWN_STMT_HANDLER})
@@ -57,25 +64,36 @@ class MysqlMap(TlsSettings, sql.SqlServerMap["pymysql.Connection[Any]"]):
     """Whether a statement without a result set, such as a procedure that has selected nothing, is an error; otherwise
     it is "not found"."""
 
-    errors = (pymysql.MySQLError, OSError, sql.QueryError)
+    option_file = setting(settings.text, "")
+    """An option file of MySQL's clients: its ``[client]`` has what is not set here of the login and of TLS."""
+    option_group = setting(settings.text, "client")
+    """A group of it that is read as well."""
 
+    errors = (pymysql.MySQLError, OSError, sql.QueryError)
+    account = ("user", "password", "password_file", "password_env")
+    of_the_query = ("query", "require_result_set")
+
+    _name: str
+    """Of the statement."""
     _takes_values: bool
     """Whether EXECUTE takes other values than variables."""
 
     def __init__(self, name: str, table: Mapping[str, object], base: Path) -> None:
         super().__init__(name, table, base)
         self._password = Secret(self, "password")
+        self._take_options()
         self._tls = self.tls_context() if self.uses_tls else None
 
     def dial(self, host: str, timeout: float) -> pymysql.Connection[Any]:
         """Connect to *host* and log in."""
         address = Host.parse(host, _PORT)
+        login = self._options()
         options: dict[str, Any] = {
             "host": address.name or None,
             "port": address.port,
             "unix_socket": address.path or None,
-            "user": self.user or None,
-            "password": self._password.read(),
+            "user": self.user or login.get("user"),
+            "password": self._password.read() or login.get("password", ""),
             "database": self.dbname or None,
             "charset": "utf8mb4",
             "autocommit": True,
@@ -96,6 +114,25 @@ class MysqlMap(TlsSettings, sql.SqlServerMap["pymysql.Connection[Any]"]):
         connection._read_timeout = connection._write_timeout = self.timeout  # type: ignore[attr-defined]
         return connection
 
+    def _options(self) -> dict[str, str]:
+        """Return what the option file has now. Raises OSError."""
+        if not self.option_file:
+            return {}
+        return optionfile.read(self.base / self.option_file, {"client", self.option_group})
+
+    def _take_options(self) -> None:
+        """Take the settings of TLS from the option file. Raises SettingError when it cannot be read."""
+        if not self.option_file and self.option_group != "client":
+            raise settings.SettingError(f"maps.{self.name}.option_group", "goes with option_file only")
+        try:
+            options = self._options()
+        except OSError as error:
+            problem = f"cannot be read: {reason(error)}"
+            raise settings.SettingError(f"maps.{self.name}.option_file", problem) from None
+        for ours, theirs in _TLS_OPTIONS.items():
+            if not getattr(self, ours) and options.get(theirs):
+                setattr(self, ours, options[theirs])
+
     def prepare_query(self, connection: pymysql.Connection[Any]) -> Statement:
         """Prepare the query, in the language that the server's modes make of SQL."""
         with connection.cursor() as cursor:
@@ -103,7 +140,9 @@ class MysqlMap(TlsSettings, sql.SqlServerMap["pymysql.Connection[Any]"]):
             ((modes,),) = cursor.fetchall()
             dialect = MYSQL["ANSI_QUOTES" in modes.split(","), "NO_BACKSLASH_ESCAPES" not in modes.split(",")]
             statement = sql.statement(self.query, dialect)
-            cursor.execute(f"PREPARE {_NAME} FROM %s", [statement.text])
+            # Maps that share the connection have statements of their own.
+            self._name = f"{_NAME}_{zlib.crc32(statement.text.encode()):x}"
+            cursor.execute(f"PREPARE {self._name} FROM %s", [statement.text])
             self._takes_values = _takes_values(cursor)
         return statement
 
@@ -112,19 +151,26 @@ class MysqlMap(TlsSettings, sql.SqlServerMap["pymysql.Connection[Any]"]):
         # Closing the cursor reads what else a procedure returns.
         with connection.cursor() as cursor:
             if not values:
-                cursor.execute(f"EXECUTE {_NAME}")
+                cursor.execute(f"EXECUTE {self._name}")
             elif self._takes_values:
-                cursor.execute(f"EXECUTE {_NAME} USING {','.join(map(_hexadecimal, values))}")
+                cursor.execute(f"EXECUTE {self._name} USING {','.join(map(_hexadecimal, values))}")
             else:
                 names = [f"@{_NAME}{number}" for number in range(len(values))]
                 assignments = ",".join(
                     f"{name}={_hexadecimal(value)}" for name, value in zip(names, values, strict=True)
                 )
-                cursor.execute(f"SET {assignments};EXECUTE {_NAME} USING {','.join(names)}")
+                cursor.execute(f"SET {assignments};EXECUTE {self._name} USING {','.join(names)}")
                 cursor.nextset()
             if cursor.description is None and self.require_result_set:
                 raise LookupFailedError(Reply.temp_fail(f"map {self.name}: the query has no result set"))
             return sql.values(cursor.fetchall())
+
+    def server_limit(self, connection: pymysql.Connection[Any]) -> int | None:
+        """Return ``max_connections``."""
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT @@max_connections")
+            ((limit,),) = cursor.fetchall()
+        return int(limit)
 
     def words(self, error: Exception) -> str:
         """Return what the server said, with the number of the error behind it."""

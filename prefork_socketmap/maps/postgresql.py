@@ -40,6 +40,8 @@ _FAILED = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE)
 # Types of parameters.
 _UNKNOWN = 0
 _TEXT = 25
+# In PgBouncer's words, which are never translated.
+_NO_OPTIONS = re.compile("unsupported startup parameter.* options")
 # SQLSTATEs: PostgreSQL's manual, appendix A.
 _INDETERMINATE = b"42P18"
 _NAME_IS_TAKEN = b"42P05"
@@ -92,6 +94,8 @@ class PostgresqlMap(sql.SqlServerMap[pq.abc.PGconn]):
     """The statement; parts of the key are bound as its parameters."""
 
     errors = (psycopg.Error, OSError, sql.QueryError)
+    account = ("user", "password", "password_file", "password_env")
+    of_the_query = ("query",)
 
     _is_named: bool
     """Whether the server keeps the statement; otherwise each lookup sends it."""
@@ -102,13 +106,23 @@ class PostgresqlMap(sql.SqlServerMap[pq.abc.PGconn]):
     def __init__(self, name: str, table: Mapping[str, object], base: Path) -> None:
         super().__init__(name, table, base)
         self._password = Secret(self, "password")
+        self._without_options: set[str] = set()
         self._conninfo(self.hosts[0])
 
     def dial(self, host: str, timeout: float) -> pq.abc.PGconn:
         """Connect to *host* and log in."""
+        deadline = time.monotonic() + timeout
+        try:
+            return self._log_in(host, deadline)
+        except _NoOptionsError as error:
+            log.info("map %s: %s is not told the time limit of a query: %s", self.name, host, error)
+            self._without_options.add(host)
+        return self._log_in(host, deadline)
+
+    def _log_in(self, host: str, deadline: float) -> pq.abc.PGconn:
         connection = pq.PGconn.connect_start(self._conninfo(host).encode())
         try:
-            _finish_connecting(connection, time.monotonic() + timeout)
+            _finish_connecting(connection, deadline)
             connection.nonblocking = 1
         except BaseException:
             connection.finish()
@@ -175,6 +189,16 @@ class PostgresqlMap(sql.SqlServerMap[pq.abc.PGconn]):
         log.info("map %s: from now on the query is sent with each lookup: %s", self.name, _text(result))
         self._is_named = False
 
+    def server_limit(self, connection: pq.abc.PGconn) -> int | None:
+        """Return ``max_connections`` without those that superusers have for themselves."""
+        connection.send_query(
+            b"SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
+        )
+        result = _result(connection, time.monotonic() + self.timeout)
+        if result.status in _FAILED:
+            raise _error(result)
+        return int(result.get_value(0, 0) or 0)
+
     def hang_up(self, connection: pq.abc.PGconn) -> None:
         """Say goodbye, if the server still listens, and close."""
         connection.finish()
@@ -192,7 +216,7 @@ class PostgresqlMap(sql.SqlServerMap[pq.abc.PGconn]):
             "application_name": "prefork-socketmap",
             "client_encoding": "UTF8",
             # The server gives up on a slow query a little earlier than we do: then only the query is lost.
-            "options": f"-c statement_timeout={self.timeout * 900:.0f}",
+            "options": "" if host in self._without_options else f"-c statement_timeout={self.timeout * 900:.0f}",
             "dbname": self.dbname,
             "user": self.user,
             "password": self._password.read(),
@@ -216,6 +240,10 @@ class _NoAnswerError(psycopg.OperationalError):
     """The server has not answered in time."""
 
 
+class _NoOptionsError(psycopg.OperationalError):
+    """A pooler, as PgBouncer by default, admits no settings of a session: the next client would have them, too."""
+
+
 class _FatalError(psycopg.OperationalError):
     """The server has told an error, and that it ends the session."""
 
@@ -235,7 +263,8 @@ def _finish_connecting(connection: pq.abc.PGconn, deadline: float) -> None:
     status = pq.PollingStatus.WRITING
     while status != pq.PollingStatus.OK:
         if connection.status == pq.ConnStatus.BAD or status == pq.PollingStatus.FAILED:
-            raise psycopg.OperationalError(" ".join(to_text(connection.error_message).split()))
+            text = " ".join(to_text(connection.error_message).split())
+            raise (_NoOptionsError if _NO_OPTIONS.search(text) else psycopg.OperationalError)(text)
         _wait(connection, select.POLLOUT if status == pq.PollingStatus.WRITING else select.POLLIN, deadline)
         status = pq.PollingStatus(connection.connect_poll())
 

@@ -1,6 +1,8 @@
 """The type ``redis``: Redis or Valkey; one server, a primary that Sentinel knows, or a cluster.
 
-The driver is redis-py. Retries and pauses are those of all network maps, so the driver's own are off.
+The driver is redis-py. Retries and pauses are those of all network maps, so the driver's own are off. Its
+client of clusters is not used either, since to it the loss of one node is that of all: a cluster is asked node by
+node, each with a health of its own (Redis cluster specification, "Client and server responsibilities").
 """
 
 # Parts of redis-py have no type hints.
@@ -9,26 +11,29 @@ The driver is redis-py. Retries and pauses are those of all network maps, so the
 from __future__ import annotations
 
 import re
+import time
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
-from redis.cluster import ClusterNode, RedisCluster
-from redis.exceptions import RedisClusterException
+from redis.crc import key_slot
+from redis.exceptions import AskError, ClusterDownError, MovedError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from prefork_socketmap import settings
-from prefork_socketmap.maps.base import log
+from prefork_socketmap.maps.backend import LONGEST_PAUSE, Link
+from prefork_socketmap.maps.base import LookupFailedError, log
 from prefork_socketmap.maps.host import Host, hosts, network_host
 from prefork_socketmap.maps.network import NetworkMap, Trouble
 from prefork_socketmap.maps.secret import Secret, secret
 from prefork_socketmap.maps.setting import setting
 from prefork_socketmap.maps.template import Address, Template
 from prefork_socketmap.maps.tls import TlsSettings
-from prefork_socketmap.socketmap.messages import to_text
+from prefork_socketmap.socketmap.messages import Reply, to_text
 
 _PORT = 6379
 _SENTINEL_PORT = 26379
@@ -36,7 +41,12 @@ _SENTINEL_PORT = 26379
 _COMMANDS = {"GET": 1, "HGET": 2, "SISMEMBER": 2}
 _WRITING_COMMANDS = {"SET": 4}
 _SERVICE = re.compile(r"[A-Za-z0-9._-]+")
-_LOST = (redis.ConnectionError, RedisClusterException, OSError)
+_REDIRECTIONS = {"ASK": AskError, "MOVED": MovedError}
+_HAS_PROTOCOLS = redis.VERSION >= (5,)  # Debian 12 has 4.3
+_LOST = (redis.ConnectionError, OSError)
+_MOST_REDIRECTIONS = 3
+# What stands in the place of a key when a node is asked for the cluster's topology.
+_TOPOLOGY = "(the nodes of the cluster)"
 
 
 class Command(Template):
@@ -81,7 +91,16 @@ def _service(key: str, value: object) -> str:
     raise settings.wrong(key, value, "a name of letters, digits and . - _")
 
 
-class RedisMap(TlsSettings, NetworkMap["redis.Redis | RedisCluster"]):
+class ElsewhereError(LookupFailedError):
+    """Another node of the cluster has the key, or (*is_asked*) is about to get it."""
+
+    def __init__(self, error: AskError, node: str) -> None:
+        super().__init__(Reply.temp_fail("the nodes of the cluster do not agree on who has the key"))
+        self.node = node
+        self.is_asked = not isinstance(error, MovedError)  # which is an AskError, too
+
+
+class RedisMap(TlsSettings, NetworkMap[redis.Redis]):
     """Answers with the string, or the hash's field, at the key; or with the member, if the set has it."""
 
     hosts = setting(hosts)
@@ -101,7 +120,9 @@ class RedisMap(TlsSettings, NetworkMap["redis.Redis | RedisCluster"]):
     query = setting(_command)
     """``GET key``, ``HGET key field`` or ``SISMEMBER key member``, with parts of the lookup key in the arguments."""
 
-    errors = (redis.RedisError, RedisClusterException, OSError)
+    errors = (redis.RedisError, OSError)
+    account = ("sentinel", "cluster", "user", "password", "password_file", "password_env")
+    of_the_query = ("query",)
 
     def __init__(self, name: str, table: Mapping[str, object], base: Path) -> None:
         super().__init__(name, table, base)
@@ -115,8 +136,14 @@ class RedisMap(TlsSettings, NetworkMap["redis.Redis | RedisCluster"]):
         self._password = Secret(self, "password")
         if self.uses_tls:
             self.tls_context()  # for its errors: redis-py opens the files at the first connection
+        # Of a cluster: the first slots of ranges, in order, and the node that has each.
+        self._slots: list[int] = []
+        self._nodes: list[str] = []
+        self._node_links: dict[str, Link[redis.Redis]] = {}
+        self._learned = float("-inf")
+        self._is_asking = False
 
-    def dial(self, host: str, timeout: float) -> redis.Redis | RedisCluster:
+    def dial(self, host: str, timeout: float) -> redis.Redis:
         """Connect to *host*, or to what it knows, and log in.
 
         *timeout* is also that of each query: to Redis they are all alike, and as short.
@@ -127,8 +154,6 @@ class RedisMap(TlsSettings, NetworkMap["redis.Redis | RedisCluster"]):
             sentinel = Sentinel([(address.name, address.port)], sentinel_kwargs=options)
             address = Host(*sentinel.discover_master(self.sentinel))
         options |= {"username": self.user or None, "password": self._password.read() or None}
-        if self.cluster:
-            return RedisCluster(startup_nodes=[ClusterNode(address.name, address.port)], **options)
         return redis.Redis(
             host=address.name,
             port=address.port,
@@ -139,33 +164,128 @@ class RedisMap(TlsSettings, NetworkMap["redis.Redis | RedisCluster"]):
             **options,
         )
 
-    def ask(self, connection: redis.Redis | RedisCluster, key: str) -> Sequence[str] | None:
+    def ask(self, connection: redis.Redis, key: str) -> Sequence[str] | None:
         """Send the command for *key*."""
+        if key is _TOPOLOGY:
+            self._learn_from(connection)
+            return None
         arguments = self.query.arguments(Address.split(key))
         log.debug("map %s: %s with %r", self.name, self.query.word, arguments)
-        answer = connection.execute_command(self.query.word, *arguments)
+        try:
+            if self._is_asking:
+                connection.execute_command("ASKING")
+            answer = connection.execute_command(self.query.word, *arguments)
+        except redis.ResponseError as error:
+            if isinstance(found := _typed(error), AskError):
+                raise ElsewhereError(found, _node(found.host or _host_of(connection), found.port)) from error
+            raise
+        if self.query.word in _WRITING_COMMANDS:
+            return None
         if self.query.word == "SISMEMBER":
             return arguments[-1:] if answer else None
         return None if answer is None else [to_text(answer)]
 
-    def hang_up(self, connection: redis.Redis | RedisCluster) -> None:
-        """Close the connection, or those to all nodes."""
+    def hang_up(self, connection: redis.Redis) -> None:
+        """Close the connection."""
         connection.close()
 
-    def trouble(self, connection: redis.Redis | RedisCluster, error: Exception) -> Trouble:  # noqa: ARG002
+    def trouble(self, connection: redis.Redis, error: Exception) -> Trouble:  # noqa: ARG002
         """redis-py has a class for each."""
         if isinstance(error, redis.TimeoutError):
             return Trouble.SLOW
         return Trouble.LOST if isinstance(error, _LOST) else Trouble.REFUSED
+
+    def server_limit(self, connection: redis.Redis) -> int | None:
+        """Return ``maxclients``, which an access control list may hide."""
+        return int(connection.config_get("maxclients")["maxclients"] or 0)
+
+    # A cluster.
+
+    def prepare(self) -> None:
+        """Connect, if ``connect`` says so."""
+        if not self.cluster:
+            super().prepare()
+        elif self.connect == "start":
+            try:
+                self._learn()
+            except LookupFailedError as failure:
+                problem = f"no node of the cluster answers: {failure}"
+                raise settings.SettingError(f"maps.{self.name}.hosts", problem) from failure
+
+    def release(self) -> None:
+        """Close the connections."""
+        for link in self._node_links.values():
+            link.drop()
+        if not self.cluster:
+            super().release()
+
+    def find(self, key: str) -> Sequence[str] | None:
+        """Ask the server or, of a cluster, the node that has the key."""
+        if not self.cluster:
+            return super().find(key)
+        node, is_asked = self._node_of(key), False
+        for _ in range(_MOST_REDIRECTIONS):
+            try:
+                self._is_asking = is_asked
+                return self.find_at(self._link_of(node), key)
+            except ElsewhereError as elsewhere:
+                node, is_asked = elsewhere.node, elsewhere.is_asked
+                self._slots = self._slots if is_asked else []
+            finally:
+                self._is_asking = False
+        return self.find_at(self._link_of(node), key)
+
+    def _node_of(self, key: str) -> str:
+        """Return the node that has *key*. Raises LookupFailedError."""
+        slot = key_slot(self.query.arguments(Address.split(key))[0].encode())
+        if not self._slots:
+            self._learn()
+        node = self._nodes[bisect_right(self._slots, slot) - 1]
+        # Another one may have taken its place; who looks for it again and again would find out no more.
+        if self._link_of(node).health.cells.since[0] and time.monotonic() > self._learned + LONGEST_PAUSE:
+            self._learn(apart_from=node)
+            node = self._nodes[bisect_right(self._slots, slot) - 1]
+        return node
+
+    def _learn(self, apart_from: str = "") -> None:
+        """Ask the nodes, one after the other, which of them has what. Raises LookupFailedError if none answers."""
+        self._learned = time.monotonic()
+        failure = LookupFailedError(Reply.temp_fail(f"map {self.name}: no node of the cluster is known"))
+        for node in dict.fromkeys((*self._nodes, *self.hosts)):
+            if node == apart_from:
+                continue
+            try:
+                self.find_at(self._link_of(node), _TOPOLOGY)
+            except LookupFailedError as error:
+                failure = error
+            else:
+                return
+        if not self._slots:
+            raise failure
+
+    def _learn_from(self, connection: redis.Redis) -> None:
+        answer = connection.execute_command("CLUSTER", "SLOTS")
+        ranges = sorted((int(first), to_text(where[0] or b""), int(where[1])) for first, _, where, *_ in answer)
+        if not ranges:
+            raise ClusterDownError("the node knows of no others")
+        self._slots = [first for first, _, _ in ranges]
+        here = _host_of(connection)
+        self._nodes = [_node(name if name not in ("", "?") else here, port) for _, name, port in ranges]
+
+    def _link_of(self, node: str) -> Link[redis.Redis]:
+        if node not in self._node_links:
+            self._node_links[node] = self.link_to((node,))
+        return self._node_links[node]
 
     def _options(self, timeout: float) -> dict[str, Any]:
         options: dict[str, Any] = {
             "socket_connect_timeout": timeout,
             "socket_timeout": timeout,
             "retry": Retry(NoBackoff(), 0),
-            # Nothing of protocol 3 is needed, and the older one needs no negotiation.
-            "protocol": 2,
         }
+        if _HAS_PROTOCOLS:
+            # Nothing of protocol 3 is needed, and the older one needs no negotiation.
+            options["protocol"] = 2
         if self.uses_tls:
             options |= {
                 "ssl": True,
@@ -185,7 +305,19 @@ class RedisWriter(RedisMap):
     query = setting(_writing_command)
     """``SET key value EX seconds``."""
 
-    def ask(self, connection: redis.Redis | RedisCluster, key: str) -> Sequence[str] | None:
-        """Send the command for *key*."""
-        connection.execute_command(self.query.word, *self.query.arguments(Address.split(key)))
-        return None
+    asks_as = RedisMap
+
+
+def _host_of(connection: redis.Redis) -> str:
+    return str(connection.connection_pool.connection_kwargs["host"])
+
+
+def _typed(error: redis.ResponseError) -> redis.ResponseError:
+    """Return *error* as what its first word says; redis-py 4 tells these apart in its client for clusters alone."""
+    word, _, rest = str(error).partition(" ")
+    kind = _REDIRECTIONS.get(word)
+    return kind(rest) if kind else error
+
+
+def _node(name: str, port: int) -> str:
+    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"

@@ -206,24 +206,24 @@ def _verbatim(text: str) -> str:
     return text
 
 
-def _doubled(quote: str, text: str) -> str:
-    return text.replace(quote * 2, quote)
+def _decoder(quote: str, escapes: Mapping[str, str] | None = None, refused: str = "") -> Callable[[str], str]:
+    """Return what undoes doubled quotes and, with *escapes*, backslashes.
 
-
-def _escaped(quote: str, escapes: Mapping[str, str], refused: str, text: str) -> str:
-    """Undo backslashes: *escapes* says what a letter stands for; any other but those *refused* is itself."""
+    *escapes* says what a letter behind a backslash stands for; any other but those *refused* is itself.
+    """
+    pattern = re.compile(quote * 2 if escapes is None else rf"{quote * 2}|\\(.?)", re.DOTALL)
 
     def undo(match: re.Match[str]) -> str:
-        letter = match[1]
-        if letter is None:
+        if match[0] == quote * 2:
             return quote
+        letter = match[1]
         if not letter:
             raise ValueError("a backslash cannot quote what comes from the key")
         if letter in refused:
             raise ValueError(f"\\{letter} and a part of the key cannot be in one literal")
-        return escapes.get(letter, letter)
+        return (escapes or {}).get(letter, letter)
 
-    return re.sub(rf"\\(.?)|{quote}{quote}", undo, text, flags=re.DOTALL)
+    return partial(pattern.sub, undo)
 
 
 def _quoted(quote: str) -> str:
@@ -248,7 +248,7 @@ _LETTER = r"[^\W\d]|[^\x00-\x7f]"
 _WORD = Form(Kind.WORD, rf"(?:{_LETTER})(?:[\w$]|[^\x00-\x7f])*+|\d(?:\w|[^\x00-\x7f])*+")
 _EXPANSION = Form(Kind.EXPANSION, rf"(?<![\w$.@:#])(?<![^\x00-\x7f]){_MARK}.(?![\w$.@\x00]|[^\x00-\x7f])")
 _OTHER = Form(Kind.OTHER, f"[^{_MARK}]")
-_SINGLE = Form(Kind.LITERAL, _quoted("'"), partial(_doubled, "'"))
+_SINGLE = Form(Kind.LITERAL, _quoted("'"), _decoder("'"))
 _NAME = Form(Kind.NAME, _quoted('"'))
 _BACKTICKS = Form(Kind.NAME, _quoted("`"))
 _PLAIN_COMMENT = r"/\*.*?\*/"
@@ -282,7 +282,7 @@ _TYPES = (
 def _postgresql(plain: Form) -> Dialect:
     """Return PostgreSQL's dialect, where *plain* is a literal without a prefix."""
     escapes = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
-    c_style = partial(_escaped, "'", escapes, "01234567xuU")
+    c_style = _decoder("'", escapes, "01234567xuU")
     return Dialect(
         (
             _SPACE,
@@ -314,8 +314,8 @@ def _mysql(ansi_quotes: bool, backslashes: bool) -> Dialect:
 
     def literal(quote: str) -> Form:
         if backslashes:
-            return Form(Kind.LITERAL, _backslashed(quote), partial(_escaped, quote, escapes, ""))
-        return Form(Kind.LITERAL, _quoted(quote), partial(_doubled, quote))
+            return Form(Kind.LITERAL, _backslashed(quote), _decoder(quote, escapes))
+        return Form(Kind.LITERAL, _quoted(quote), _decoder(quote))
 
     single = literal("'")
     double = _NAME if ansi_quotes else literal('"')

@@ -11,9 +11,9 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Mapping, MutableSequence, Sequence
+from collections.abc import Callable, Mapping, MutableSequence, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from prefork_socketmap import settings
 from prefork_socketmap.maps import envelopes, srsaddress
@@ -24,6 +24,9 @@ from prefork_socketmap.maps.setting import removed, setting
 from prefork_socketmap.maps.srsaddress import Flaw, FlawedAddressError, Scheme
 from prefork_socketmap.maps.watched import FollowedFile
 from prefork_socketmap.socketmap.messages import printable
+
+if TYPE_CHECKING:
+    from prefork_socketmap.maps.backend import Links
 
 _DAY = 86400
 _INDEX = {flaw: index for index, flaw in enumerate(Flaw)}
@@ -165,23 +168,32 @@ class SrsMap(Map):
             raise settings.SettingError(f"maps.{self.name}.envelope_database", problem)
         return None
 
+    def share(self, links: Callable[[], Links]) -> None:
+        """Take the connections of the database, if there is one, from those that the maps of this process share."""
+        if self._envelopes is not None:
+            self._envelopes.share(links)
+
     def prepare(self) -> None:
         """Read the files, and open the database if there is one. Raises SettingError when that is not possible."""
         # Not its name in an error: see secret.Secret.
-        path = self.base / self.secret_file
-        self._secrets = FollowedFile(path, _read_secrets, self.complaints, outcome="the secrets stay as they were")
+        self._secrets = FollowedFile(
+            self.base, self.secret_file, _read_secrets, self.complaints, outcome="the secrets stay as they were"
+        )
         try:
-            self._secrets.read()
+            self._secrets.open()
         except (OSError, ValueError) as error:
             problem = f"cannot use the file: {reason(error)}"
             raise settings.SettingError(f"maps.{self.name}.secret_file", problem) from None
         if isinstance(self.local_domains, str):
-            path = self.base / self.local_domains
             self._local = FollowedFile(
-                path, _read_domains, self.complaints, outcome="the local domains stay as they were"
+                self.base,
+                self.local_domains,
+                _read_domains,
+                self.complaints,
+                outcome="the local domains stay as they were",
             )
             try:
-                self._local.read()
+                self._local.open()
             except (OSError, ValueError) as error:
                 problem = f"{settings.shown(self.local_domains)}: {reason(error)}"
                 raise settings.SettingError(f"maps.{self.name}.local_domains", problem) from None
@@ -189,8 +201,10 @@ class SrsMap(Map):
             self._envelopes.open()
 
     def release(self) -> None:
-        """Let go of the secrets and the database."""
+        """Let go of the files and the database."""
         self._secrets.close()
+        if self._local is not None:
+            self._local.close()
         if self._envelopes is not None:
             self._envelopes.close()
 

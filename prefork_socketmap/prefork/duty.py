@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import os
 import select
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from prefork_socketmap.prefork.scoreboard import Row, Scoreboard, State
-from prefork_socketmap.prefork.shared import give, make_semaphore, take
+from prefork_socketmap.prefork.shared import give, is_ready, make_semaphore, take
 from prefork_socketmap.prefork.table import ConnectionTable
 
 _HELD_UP = 0.004  # seconds; less, and a machine that is busy makes every worker look like that
@@ -104,15 +105,20 @@ class Duty:
         """Whether *fd*, which was heard on duty, tells the one who hears it to leave."""
         return fd == self.gong or (fd == self._dismissals and take(fd))
 
-    def wait_in_reserve(self) -> bool:
-        """Wait until there is something to do; return whether it is duty. Otherwise it is time to leave."""
+    def wait_in_reserve(self, defers: Callable[[int], bool] = lambda _number: False) -> bool:
+        """Wait until there is something to do; return whether it is duty. Otherwise it is time to leave.
+
+        *defers* tells, from the number of those in reserve, whether to leave a call to another one.
+        """
         while True:
             heard = {fd for fd, _ in self._reserve.poll()}
             if self._calls in heard:
                 called = take(self._calls)
                 self.listen_for_calls()  # the next one may be there already
-                if called:
+                if called and not defers(self._board.count(State.RESERVE)):
                     return True
+                if called:
+                    give(self._calls)  # this one comes after all others now
             if self._dismissals in heard and take(self._dismissals):
                 return False
             if heard - {self._calls, self._dismissals}:  # else somebody was faster
@@ -124,9 +130,7 @@ class Duty:
 
     def is_meddled_with(self) -> bool:
         """Whether all workers of the generation, which serves, have been told to leave."""
-        poll = select.poll()
-        poll.register(self.gong, select.POLLIN)
-        return bool(poll.poll(0))
+        return is_ready(self.gong)
 
     def recall_dismissals(self, most: int) -> bool:
         """Take back what nobody has heard yet, up to *most*; return whether that was all."""

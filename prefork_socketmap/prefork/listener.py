@@ -33,6 +33,7 @@ _RESET_ON_CLOSE = struct.pack("@ii", 1, 0)
 _SYNTAX = '"inet:host:port", "inet:[ipv6]:port" or "unix:/path"'
 _SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
 _SIOCUNIXFILE = 0x89E0  # linux/un.h: a descriptor (O_PATH) of the file that a Unix socket is bound to
+_O_PATH: int = getattr(os, "O_PATH", 0o10000000)  # fcntl.h; PyPy does not know it
 _CLOSED = 0  # the mode of a file that is not ready for anybody
 
 log = logging.getLogger("prefork_socketmap.master")
@@ -273,7 +274,7 @@ def _identity_of_bound(sock: socket.socket, path: str) -> tuple[int, int]:
     try:
         file = fcntl.ioctl(sock, _SIOCUNIXFILE)
     except OSError:  # it needs CAP_NET_ADMIN
-        file = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        file = os.open(path, _O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         found = os.fstat(file)
     finally:
@@ -287,7 +288,7 @@ def _identity_of_bound(sock: socket.socket, path: str) -> tuple[int, int]:
 @contextlib.contextmanager
 def _opened(path: str, identity: tuple[int, int]) -> Iterator[int]:
     """Open (O_PATH) the file at *path*, without following a link. Raises OSError if it has not that *identity*."""
-    file = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    file = os.open(path, _O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         found = os.fstat(file)
         if (found.st_dev, found.st_ino) != identity:

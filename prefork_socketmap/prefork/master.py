@@ -7,7 +7,6 @@ until the new one has shown that it can serve.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import resource
@@ -31,7 +30,7 @@ from prefork_socketmap.prefork.policy import LOOK, ProcessPolicy
 from prefork_socketmap.prefork.pool import Child, Pool
 from prefork_socketmap.prefork.reload import Reload, StartError
 from prefork_socketmap.prefork.scoreboard import Scoreboard, State
-from prefork_socketmap.prefork.shared import Bell, Lifeline, Shared, let_go
+from prefork_socketmap.prefork.shared import Bell, Lifeline, Shared, freeze, let_go, unfreeze
 from prefork_socketmap.prefork.signals import Signals
 from prefork_socketmap.prefork.table import ConnectionTable
 from prefork_socketmap.prefork.upgrade import MasterState, Upgrade
@@ -140,11 +139,11 @@ class Master:
             if self._has_signals:
                 self._signals.install()
             self._plan.set_master_title()
-            gc.freeze()  # workers share the pages of what exists now for as long as nobody's collector touches them
+            freeze()  # workers share the pages of what exists now for as long as nobody's collector touches them
             self._begin()
             self._loop()
         finally:
-            gc.unfreeze()
+            unfreeze()
             self._close()
             setproctitle(title)
 
@@ -155,6 +154,10 @@ class Master:
     def kill(self) -> None:
         """Stop at once. May be called from any thread and from a signal handler."""
         self._signals.send(signal.SIGQUIT)
+
+    def reload(self) -> None:
+        """Reload. May be called from any thread and from a signal handler; the observer is told what came of it."""
+        self._signals.send(signal.SIGHUP)
 
     # The loop.
 

@@ -11,13 +11,13 @@ import contextlib
 import ctypes
 import logging
 import os
-import select
 import signal
 import time
 from collections.abc import Iterable
 
 from prefork_socketmap.prefork.listener import Listener
 from prefork_socketmap.prefork.scoreboard import Scoreboard
+from prefork_socketmap.prefork.shared import is_ready
 
 log = logging.getLogger("prefork_socketmap.worker")
 
@@ -35,9 +35,7 @@ def ask_for_signal(number: int) -> None:
 
 def is_orphan(lifeline: int) -> bool:
     """Whether the master is gone."""
-    poll = select.poll()
-    poll.register(lifeline, select.POLLIN)
-    return bool(poll.poll(0))
+    return is_ready(lifeline)
 
 
 def end_soon(listeners: Iterable[Listener]) -> None:

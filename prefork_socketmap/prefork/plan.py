@@ -47,17 +47,21 @@ class Plan:
 
     *endpoints*: where it listens, beside the sockets that the master inherited. *start* runs in each worker after
     the fork and returns what serves a connection; whatever it raises means that the worker cannot start. It gets the
-    counters of its jobs, which *names* are for. *allow* tells from an IP address whether a TCP client may connect
-    (None: all may). *title* begins the process titles, and the master's ends with *source*, a file.
+    counters of its jobs, which *names* are for. *defers* tells in a worker in reserve, from how many there are,
+    whether to leave a call to another one, which has to exist. *stop* runs in each worker that leaves, after its last
+    job. *allow* tells from an IP address whether a TCP client may connect (None: all may). *title* begins the process
+    titles, and the master's ends with *source*, a file.
     """
 
     endpoints: Sequence[Endpoint]
     limits: Limits
     start: Callable[[SlotCounters], Handler]
     names: Sequence[str] = ()
+    defers: Callable[[int], bool] = lambda _number: False
     allow: Callable[[str], bool] | None = None
     title: str = "prefork-socketmap"
     source: str = ""
+    stop: Callable[[], object] = lambda: None
 
     def set_master_title(self) -> None:
         """Set the master's process title."""

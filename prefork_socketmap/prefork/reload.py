@@ -173,7 +173,8 @@ class Reload:
         for listener in previous.listeners if previous else ():
             if listener not in candidate.listeners:
                 listener.close(unlink=True)
-        self._tell_of(candidate, is_first=previous is None)
+        if not previous:
+            self._tell_of_start(candidate)
         self._end_change()
 
     def _retire(self, generation: Generation) -> None:
@@ -195,6 +196,8 @@ class Reload:
         self._policy.fill_places(now)
         if self._retiring:
             return now + _HANDOVER_LOOK
+        if self.current and not self._is_over:
+            self._tell_of_reload(self.current)  # now that nobody is answered by what was before any more
         self._end_change()
         return _NEVER
 
@@ -204,15 +207,14 @@ class Reload:
             if other and other is not generation:
                 other.duty.leave()
 
-    def _tell_of(self, generation: Generation, *, is_first: bool) -> None:
-        where = ", ".join(str(listener.endpoint) for listener in generation.listeners)
-        if is_first:
-            log.info("serving %s", where)
-            tell(lambda: self._observer.ready(generation.number))
-        else:
-            self._board.increment("reloads", "good")
-            log.info("reloaded: generation %d serves %s", generation.number, where)
-            tell(lambda: self._observer.reloaded(generation.number, None))
+    def _tell_of_start(self, generation: Generation) -> None:
+        log.info("serving %s", _where(generation))
+        tell(lambda: self._observer.ready(generation.number))
+
+    def _tell_of_reload(self, generation: Generation) -> None:
+        self._board.increment("reloads", "good")
+        log.info("reloaded: generation %d serves %s", generation.number, _where(generation))
+        tell(lambda: self._observer.reloaded(generation.number, None))
 
     def _refuse(self, reason: str, *, is_setting: bool = False) -> None:
         """The change is not possible: leave everything as it was."""
@@ -336,6 +338,10 @@ class Reload:
         if self._check:
             self._check.cancel()
             self._check = None
+
+
+def _where(generation: Generation) -> str:
+    return ", ".join(str(listener.endpoint) for listener in generation.listeners)
 
 
 def _leaving_time(limits: Limits) -> float:

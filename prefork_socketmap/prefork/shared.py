@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import gc
 import mmap
 import os
+import select
 import socket
+import sys
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -22,6 +26,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_long)
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_EFD_SEMAPHORE = 1  # sys/eventfd.h
+_EVENTFD_SIZE = 8
+# PyPy has no such thing.
+freeze: Callable[[], None] = getattr(gc, "freeze", lambda: None)
+unfreeze: Callable[[], None] = getattr(gc, "unfreeze", lambda: None)
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
@@ -67,23 +76,38 @@ def let_go(fd: int) -> None:
         os.close(fd)
 
 
+def is_ready(fd: int, events: int = select.POLLIN, milliseconds: float = 0) -> bool:
+    """Whether one of *events*, or the end, has come to *fd*; waits for it for so long."""
+    poll = select.poll()
+    poll.register(fd, events)
+    return bool(poll.poll(milliseconds))
+
+
+def make_eventfd(number: int = 0, flags: int = 0) -> int:
+    """Return the descriptor of a new eventfd(2) at *number*; os.eventfd is what PyPy does not have."""
+    fd = _libc.eventfd(number, flags | os.O_CLOEXEC)
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return int(fd)
+
+
 def make_semaphore() -> int:
     """Return the descriptor of a new semaphore, at 0; it is readable while there is something to take."""
-    return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
+    return make_eventfd(0, os.O_NONBLOCK | _EFD_SEMAPHORE)
 
 
 def give(semaphore: int, number: int = 1) -> None:
     """Let as many take one. Never blocks."""
     os.set_blocking(semaphore, False)  # all processes share this, and any may have changed it
     with contextlib.suppress(BlockingIOError):  # it is full: enough for everybody
-        os.eventfd_write(semaphore, number)
+        os.write(semaphore, number.to_bytes(_EVENTFD_SIZE, sys.byteorder))
 
 
 def take(semaphore: int) -> bool:
     """Take one, if there is one; return whether. Never blocks."""
     os.set_blocking(semaphore, False)
     with contextlib.suppress(BlockingIOError):
-        os.eventfd_read(semaphore)
+        os.read(semaphore, _EVENTFD_SIZE)
         return True
     return False
 
@@ -93,7 +117,7 @@ class Bell:
 
     def __init__(self, fd: int = -1) -> None:
         """Make a new one, or go on with the one whose descriptor is *fd*."""
-        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if fd < 0 else fd
+        self._fd = make_eventfd(0, os.O_NONBLOCK) if fd < 0 else fd
 
     def fileno(self) -> int:
         """Return the descriptor, which is readable when somebody has rung."""

@@ -29,7 +29,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Self
 
-from prefork_socketmap.prefork.shared import create_memory, view
+from prefork_socketmap.prefork.shared import create_memory, is_ready, make_eventfd, view
 
 MAX_CONNECTIONS = 1 << 20
 BUFFER_LIMIT = 64 << 20
@@ -76,7 +76,7 @@ class ConnectionTable:
     def __init__(self, first: int, limit: int) -> None:
         size = min(limit - first, MAX_CONNECTIONS)
         memory, buffers = create_memory("connections", size * _COLUMNS * _CELL), create_memory("buffers")
-        self._use(TableState(first, -1, memory, buffers, os.eventfd(1, os.EFD_CLOEXEC)))
+        self._use(TableState(first, -1, memory, buffers, make_eventfd(1)))
         self.add(self.nudged, _ONCE)
 
     @classmethod
@@ -192,16 +192,12 @@ class ConnectionTable:
         stage = self.stages[number - self.first] % len(EVENTS)
         if stage == Stage.END:
             return False
-        poll = select.poll()
-        poll.register(number, EVENTS[stage] & (_IN | _OUT))
-        return bool(poll.poll(0))
+        return is_ready(number, EVENTS[stage] & (_IN | _OUT))
 
     def has_work(self) -> bool:
         """Whether something waits for a worker."""
         # To ask the set itself would disarm what it returns.
-        poll = select.poll()
-        poll.register(self._set, select.POLLIN)
-        return bool(poll.poll(0))
+        return is_ready(self._set.fileno())
 
     def disarmed(self) -> set[int]:
         """Return the numbers that somebody has taken out of the set and not put back yet."""

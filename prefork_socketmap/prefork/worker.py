@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import logging
 import os
-import select
 import signal
 import socket
 import sys
@@ -21,7 +19,7 @@ from types import FrameType
 
 from setproctitle import setproctitle
 
-from prefork_socketmap.prefork import orphan
+from prefork_socketmap.prefork import interruption, orphan
 from prefork_socketmap.prefork.channel import Given, Kind
 from prefork_socketmap.prefork.connection import Connection, Handler, Job, reset
 from prefork_socketmap.prefork.descriptors import Descriptors
@@ -29,7 +27,7 @@ from prefork_socketmap.prefork.duty import PLACES
 from prefork_socketmap.prefork.generation import Generation
 from prefork_socketmap.prefork.listener import Listener
 from prefork_socketmap.prefork.scoreboard import RESERVATIONS, RETIRED, SLOW, STOPPING, WATCHED, Cells, Row, State
-from prefork_socketmap.prefork.shared import Shared
+from prefork_socketmap.prefork.shared import Shared, freeze, is_ready
 from prefork_socketmap.prefork.signals import Handler as SignalHandler
 from prefork_socketmap.prefork.signals import Signals
 from prefork_socketmap.settings import SettingError
@@ -108,6 +106,7 @@ class Worker:
             return 1
         try:
             self._work()
+            self._plan.stop()
         except Exception:
             log.exception("the worker gives up")
             return 1
@@ -120,13 +119,16 @@ class Worker:
         self.job = Job(row.job_cells(), use, self._before_long_job)
         self._cells = row.cells()
         self._signals.enter_child(self._signal_handlers)
+        handlers_run = interruption.handlers_run(signal.SIGUSR2, self._signal_handlers)
         self._set_title("starting")
         counters = self._board.open_counters(row.slot, self._labels)
         self._board.leave_to_child()  # now: what follows is somebody else's code
         self._handler = self._plan.start(counters)
+        if not handlers_run:
+            self._interrupter = interruption.Interrupter(signal.SIGUSR2, self._on_interrupt)
         orphan.ask_for_signal(signal.SIGUSR2)
         # What is there now stays: the collector need not look at it again, nor copy the master's pages to do so.
-        gc.freeze()
+        freeze()
         self._set_title("idle")
 
     def _say_ready(self) -> None:
@@ -155,7 +157,7 @@ class Worker:
         self._descriptors.forget_the_gone()
         self._set_title("idle")
         self.row.set_state(State.RESERVE)
-        if self._duty.wait_in_reserve():
+        if self._duty.wait_in_reserve(self._plan.defers):
             self._serve_on_duty()
         else:
             self._leaving = True
@@ -383,7 +385,7 @@ class Worker:
         """
         if not self._newcomers_speak and self._board.count(State.IDLE) == 0 and self._table.has_work():
             return False
-        self._newcomers_speak = _is_readable(sock, _MOMENT)
+        self._newcomers_speak = is_ready(sock.fileno(), milliseconds=_MOMENT)
         return self._newcomers_speak
 
     def _hand_over(self, connection: Connection, *, is_crowded: bool) -> None:
@@ -430,7 +432,8 @@ class Worker:
                 return None
             if connection.has_ended:
                 return None
-            is_silent = not _is_readable(connection.sock, _MOMENT if self._on_duty else _LONG_MOMENT)
+            moment = _MOMENT if self._on_duty else _LONG_MOMENT
+            is_silent = not is_ready(connection.sock.fileno(), milliseconds=moment)
             if not is_silent and (is_crowded or connection.stage or not self._serve(connection)):
                 time.sleep(_BREATH)
         return place
@@ -468,12 +471,6 @@ class Worker:
         if doing != self._title:
             self._title = doing
             setproctitle(self._titles + doing)
-
-
-def _is_readable(sock: socket.socket, milliseconds: float) -> bool:
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    return bool(poll.poll(milliseconds))
 
 
 def _vary(number: int) -> int:

@@ -38,6 +38,9 @@ class Splitter:
         self._max_size = max_size
         self._max_digits = len(str(max_size))
 
+    def __repr__(self) -> str:
+        return f"Splitter({self._max_size})"
+
     def split(self, data: bytes | bytearray, begin: int = 0) -> tuple[bytes | None, int]:
         """Return the payload of the netstring at *begin*, and where the next one begins.
 
@@ -85,6 +88,9 @@ class Decoder:
         self._splitter = Splitter(max_size)
         # Bytes while it holds whole input (cheap to slice), a bytearray while input trickles in (cheap to extend).
         self.pending: bytes | bytearray = b""
+
+    def __repr__(self) -> str:
+        return f"<Decoder: {len(self.pending)} bytes pending>"
 
     def feed(self, data: bytes) -> None:
         """Add *data*, the bytes that were received."""

@@ -28,6 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _compare_maps(options)
     elif options.scenario == "srs":
         _compare_srs(options)
+    elif options.scenario == "cache":
+        _compare_caches(options)
+    elif options.scenario == "change":
+        _change_a_file(options)
     else:
         _compare_servers(options)
 
@@ -37,10 +41,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "scenario",
         nargs="?",
-        choices=[*SCENARIOS, "maps", "srs"],
+        choices=[*SCENARIOS, "maps", "cache", "change", "srs"],
         default="busy",
         metavar="SCENARIO",
-        help=f"{', '.join(SCENARIOS)}, maps, srs (default: %(default)s)",
+        help=f"{', '.join(SCENARIOS)}, maps, cache, change, srs (default: %(default)s)",
     )
     parser.add_argument(
         "-c",
@@ -75,6 +79,20 @@ def _compare_srs(options: argparse.Namespace) -> None:
     print("srs: senders are rewritten, here and by PostSRSd")
     for load in [Load(number) for number in options.connections or (1, 8)]:
         print(f"\n{srs.run(functools.partial(_measure, options=options), load, options.rounds)}", flush=True)
+
+
+def _compare_caches(options: argparse.Namespace) -> None:
+    from tests.bench import cache  # needs libraries
+
+    print("cache: what a remembered answer costs\n")
+    print(cache.run(options.seconds, options.rounds))
+
+
+def _change_a_file(options: argparse.Namespace) -> None:
+    from tests.bench import change  # by way of the drivers, too
+
+    print("change: a file of a million lines is replaced at the beginning of a round\n")
+    print(change.run(options.seconds, options.rounds, options.processes))
 
 
 def _compare_servers(options: argparse.Namespace) -> None:

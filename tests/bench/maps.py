@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from tests.bench.backends import BACKENDS, Backend, LookUp, keys
 from tests.bench.load import Load
-from tests.bench.measure import ServerProcess, free_port
+from tests.bench.measure import ServerProcess
 from tests.bench.report import Figures, table
 from tests.bench.servers.table import MAP
+from tests.integration.servers.process import free_port
 
 LOAD = Load(8)
 
@@ -74,13 +76,19 @@ def _compare(backend: Backend, directory: Path, measure: Measure, seconds: float
     ]
 
 
-def daemon(directory: Path, settings: Mapping[str, object]) -> ServerProcess:
+def daemon(
+    directory: Path, settings: Mapping[str, object], limits: Mapping[str, object] = MappingProxyType({})
+) -> ServerProcess:
     """Return the daemon with one map, of those settings."""
     port = free_port()
     path = directory / "prefork-socketmap.toml"
-    lines = [f'listen = ["inet:127.0.0.1:{port}"]', f'runtime_dir = "{directory}"', f"[maps.{MAP}]"]
-    path.write_text("\n".join([*lines, *(f"{key} = {_toml(value)}" for key, value in settings.items())]))
+    lines = [f'listen = ["inet:127.0.0.1:{port}"]', f'runtime_dir = "{directory}"', *_lines(limits)]
+    path.write_text("\n".join([*lines, f"[maps.{MAP}]", *_lines(settings)]))
     return ServerProcess("prefork_socketmap", ["serve", "-c", str(path)], port)
+
+
+def _lines(settings: Mapping[str, object]) -> list[str]:
+    return [f"{key} = {_toml(value)}" for key, value in settings.items()]
 
 
 def _toml(value: object) -> str:

@@ -35,9 +35,9 @@ class Figures:
         answers = len(outcome.latencies)
         return cls(
             lookups_per_second=answers / outcome.elapsed,
-            p50=_percentile(waited, 0.5),
-            p99=_percentile(waited, 0.99),
-            p99_9=_percentile(waited, 0.999),
+            p50=percentile(waited, 0.5),
+            p99=percentile(waited, 0.99),
+            p99_9=percentile(waited, 0.999),
             cpu_per_lookup=cpu * 1e6 / max(answers, 1),
             pss=pss / 2**20,
             fairness=min(outcome.per_connection) / max(statistics.median(outcome.per_connection), 1),
@@ -46,7 +46,8 @@ class Figures:
         )
 
 
-def _percentile(ordered: Sequence[int], share: float) -> float:
+def percentile(ordered: Sequence[int], share: float) -> float:
+    """Return a percentile of latencies in ns, sorted, in us."""
     return ordered[min(int(len(ordered) * share), len(ordered) - 1)] / 1000
 
 

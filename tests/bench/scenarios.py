@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.bench.load import Load
-from tests.bench.measure import ServerProcess, free_port
+from tests.bench.measure import ServerProcess
+from tests.integration.servers.process import free_port
 
 _SERVERS = "tests.bench.servers"
 

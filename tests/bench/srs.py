@@ -13,11 +13,12 @@ from pathlib import Path
 from prefork_socketmap.maps.srsaddress import Scheme, join
 from tests.bench.load import Load, socketmap_question
 from tests.bench.maps import daemon
-from tests.bench.measure import ServerProcess, free_port
+from tests.bench.measure import ServerProcess
 from tests.bench.report import Figures, render
 from tests.bench.servers.postsrsd import DOMAIN, SECRET
 from tests.bench.servers.table import MAP
 from tests.integration.servers.postsrsd import PostSrsd
+from tests.integration.servers.process import free_port
 
 Measure = Callable[[ServerProcess, Load], Figures]
 

@@ -10,9 +10,11 @@ from array import array
 import pytest
 
 from tests.bench import __main__ as bench
+from tests.bench import cache
 from tests.bench.load import Load, Loader, Outcome
 from tests.bench.report import Figures, render
 from tests.bench.scenarios import SCENARIOS
+from tests.integration.servers.process import free_port
 
 
 def test_the_bench_prints_a_line_per_server_and_a_ratio_for_each_baseline(capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,6 +27,13 @@ def test_the_bench_prints_a_line_per_server_and_a_ratio_for_each_baseline(capsys
         lookups_per_second, failures, hangups = line[1], line[-2], line[-1]
         assert (int(lookups_per_second) > 0, failures, hangups) == (True, "0", "0")
     assert [line.split("  ")[0] for line in report if " / " in line] == [f"{names[0]} / {name}" for name in names[1:]]
+
+
+def test_the_bench_of_caches_prints_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
+    bench.main(["cache", "--seconds", "0.05", "--rounds", "1"])
+    lines = {line[:28].strip(): line.split()[-2:] for line in capsys.readouterr().out.splitlines()[-4:]}
+    assert list(lines) == list(cache.CONTENDERS)
+    assert all(float(number) > 0 for numbers in lines.values() for number in numbers)
 
 
 RIGHT = b"12:OK mailbox0/,"
@@ -43,7 +52,7 @@ def outcome_of(answer: bytes, load: Load, seconds: float = 0.2, hangups: int = 0
                 while client.recv(4096) and number >= hangups:
                     client.send(answer)
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", free_port())) as listener:
         server = threading.Thread(target=serve, args=[listener], daemon=True)
         server.start()
         loader = Loader(listener.getsockname()[1], load, range(load.connections))

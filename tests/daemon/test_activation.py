@@ -14,6 +14,7 @@ import pytest
 from prefork_socketmap.client import SocketmapClient
 from prefork_socketmap.daemon.activation import inherited_sockets
 from tests.daemon.installation import COMMAND, Installation
+from tests.integration.servers.process import free_port
 from tests.waiting import eventually
 
 # What a service manager does: the descriptors from 3 on, then the program in the same process, whose pid it knows.
@@ -28,7 +29,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 @pytest.fixture
 def inet() -> Iterator[socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
+    with socket.create_server(("127.0.0.1", free_port())) as sock:
         yield _beyond_the_first(sock)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -18,16 +19,14 @@ NO_SPACE = "No space left on device"
 @pytest.fixture
 def disk(installation: Installation) -> Iterator[SmallDisk]:
     installation.runtime_dir.mkdir()
-    disk = SmallDisk(installation.runtime_dir)
-    try:
-        disk.__enter__()
-    except PermissionError as error:
-        pytest.skip(str(error))
-    yield disk
-    disk.empty()
-    if installation.pid_file.exists():
-        installation.run("stop")
-    disk.__exit__(None, None, None)
+    with contextlib.ExitStack() as stack:
+        try:
+            disk = stack.enter_context(SmallDisk(installation.runtime_dir))
+        except PermissionError as error:
+            pytest.skip(str(error))
+        stack.callback(installation.run, "stop")  # while the pid file is still to be seen
+        stack.callback(disk.empty)
+        yield disk
 
 
 def test_a_server_on_a_full_disk_does_not_start_and_says_why(installation: Installation, disk: SmallDisk) -> None:

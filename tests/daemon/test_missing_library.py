@@ -10,7 +10,6 @@ from prefork_socketmap.client import PermFail
 from tests.daemon.installation import Installation
 
 COLOURS = '[maps.colours]\ntype = "static"\nentries = { sky = "blue" }\n'
-CACHED = 'type = "static"\nentries = { key = "value" }\ncache_ttl = "1m"\n'
 # The package, the extra that brings it, and the key that asks for it.
 NEEDS = [
     ("urllib3", "http", 'type = "http"\n', "type"),
@@ -21,7 +20,6 @@ NEEDS = [
     ("pcre2", "pcre", 'type = "pcre"\n', "type"),
     ("psycopg", "postgresql", 'type = "postgresql"\n', "type"),
     ("redis", "redis", 'type = "redis"\n', "type"),
-    ("cachetools", "cache", CACHED, "cache_ttl"),
 ]
 
 
@@ -53,3 +51,17 @@ def test_a_missing_library_costs_only_the_map_that_needs_it(installation: Instal
         installation.lookup("other", "key")
     line = installation.logged("install prefork-socketmap[redis]")
     assert f"error: {installation.config}: default_map.type: " in line
+
+
+def test_too_old_a_library_is_as_good_as_none(installation: Installation) -> None:
+    installation.configure(maps=f'{COLOURS}[maps.m]\ntype = "http"\n')
+    environment = without(installation, "urllib3")
+    (installation.directory / "not_installed/urllib3.py").write_text('__version__ = "1.26.12"\n')
+    (installation.directory / "not_installed/sitecustomize.py").write_text(
+        "import sys, types\nsys.modules['urllib3.connection'] = module = types.ModuleType('urllib3.connection')\n"
+        "module.HTTPConnection = module.HTTPSConnection = object\n"
+    )
+    result = installation.run("check", env=environment)
+    assert result.returncode == os.EX_CONFIG
+    assert "urllib3 2.2 or newer; an older one is installed" in result.stderr
+    assert result.stderr.endswith("install prefork-socketmap[http]\n")

@@ -149,7 +149,7 @@ def test_a_reload_that_goes_wrong_changes_nothing_and_says_why(
 
 def test_an_address_in_use_refuses_the_reload(installation: Installation) -> None:
     installation.start()
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.create_server(("127.0.0.1", free_port())) as taken:
         endpoint = f"inet:127.0.0.1:{taken.getsockname()[1]}"
         installation.configure(listen=f'["{endpoint}"]')
         result = installation.run("reload")

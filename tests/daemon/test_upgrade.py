@@ -30,7 +30,7 @@ class Program:
     def __init__(self, directory: Path) -> None:
         self._path = directory / "lib"
         package = Path(prefork_socketmap.__file__).parent
-        shutil.copytree(package, self._path / package.name, ignore=shutil.ignore_patterns("*cache*"))
+        shutil.copytree(package, self._path / package.name, ignore=shutil.ignore_patterns("__pycache__"))
         self.environment = {"PYTHONPATH": str(self._path)}
 
     def change(self, module: str, old: str, new: str) -> None:

@@ -48,7 +48,9 @@ def test_the_service_is_exposed_at_most_2_0(etc: Path) -> None:
     assert result.returncode == 0, result.stdout
 
 
-@pytest.mark.parametrize("unit", ["prefork-socketmap.service", "prefork-socketmap.socket"])
+@pytest.mark.parametrize(
+    "unit", ["prefork-socketmap.service", "prefork-socketmap.socket", "prefork-socketmap@.service"]
+)
 def test_systemd_understands_every_line(etc: Path, unit: str) -> None:
     command = [program("systemd-analyze", "systemd"), "verify", "--man=no", str(etc / "systemd" / unit)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT)
@@ -70,7 +72,9 @@ def test_the_server_stays_in_the_foreground_and_tells_when_it_is_ready(service: 
 
 
 def test_what_cannot_get_better_by_itself_is_not_restarted(service: Unit) -> None:
-    assert service["Service"]["RestartPreventExitStatus"].split() == [str(os.EX_USAGE), str(os.EX_CONFIG)]
+    assert service["Service"]["RestartPreventExitStatus"].split() == [
+        str(code) for code in (os.EX_USAGE, os.EX_NOPERM, os.EX_CONFIG)
+    ]
 
 
 def test_the_service_comes_before_postfix_and_does_without_the_socket_unit(service: Unit) -> None:
@@ -79,9 +83,23 @@ def test_the_service_comes_before_postfix_and_does_without_the_socket_unit(servi
 
 
 def test_the_socket_unit_opens_the_default_endpoint_with_a_long_queue(etc: Path) -> None:
-    sockets = Unit(etc / "systemd/prefork-socketmap.socket")["Socket"]
-    assert sockets["ListenStream"] == "127.0.0.1:27823"
-    assert int(sockets["Backlog"]) == 4096
+    unit = etc / "systemd/prefork-socketmap.socket"
+    assert "ListenStream=127.0.0.1:27823\n" in unit.read_text()
+    assert int(Unit(unit)["Socket"]["Backlog"]) == 4096
+
+
+def test_the_template_is_the_service_but_for_the_name(etc: Path) -> None:
+    """Of one file with settings of safety there must not be two versions."""
+    text = (etc / "systemd/prefork-socketmap.service").read_text()
+    template = (etc / "systemd/prefork-socketmap@.service").read_text()
+    for ours, theirs in {
+        "server\n": "server %i\n",
+        "/prefork-socketmap.toml\n": "/%i.toml\n",
+        "RuntimeDirectory=prefork-socketmap\n": "RuntimeDirectory=prefork-socketmap-%i\n",
+    }.items():
+        assert ours in text
+        text = text.replace(ours, theirs)
+    assert template.endswith(text)
 
 
 def test_the_user_of_the_service_is_made_by_sysusers(etc: Path, service: Unit) -> None:
@@ -95,5 +113,6 @@ def test_the_place_of_the_socket_is_roots_and_lets_in_postfix_alone(etc: Path, s
     assert (mode, owner, group) == ("0750", "root", "postfix")
     # So it is systemd that makes the socket there.
     text = (etc / "systemd/prefork-socketmap.socket").read_text()
-    assert f"#ListenStream={path}/sock\n#SocketGroup={group}\n" in text
+    assert f"ListenStream={path}/sock\n" in text
+    assert f"SocketGroup={group}\n" in text
     assert "ReadWritePaths" not in service["Service"]

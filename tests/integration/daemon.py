@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.integration.servers.process import free_port
 from tests.waiting import eventually
 
 _READY = ": serving "
@@ -26,7 +27,7 @@ class Daemon:
         # Not pytest's directory: Postfix's processes, which run as user postfix, could not get into that.
         self.directory = Path(tempfile.mkdtemp(prefix="socketmap-daemon-"))
         self.directory.chmod(0o755)
-        listen = f'listen = ["inet:127.0.0.1:0", "unix:{self.directory}/socket"]\nruntime_dir = "run"\n'
+        listen = f'listen = ["inet:127.0.0.1:{free_port()}", "unix:{self.directory}/socket"]\nruntime_dir = "run"\n'
         for name, text in {**(files or {}), "config.toml": listen + config}.items():
             (self.directory / name).write_text(text)
             (self.directory / name).chmod(mode)

@@ -115,6 +115,11 @@ class Postfix:
         services = _MASTER.format(port=self.port, chroot="y" if chroot else "n")
         (self._etc / "master.cf").write_text(services)
 
+    def set(self, main: Mapping[str, str]) -> None:
+        """Set more parameters of main.cf."""
+        for name, value in main.items():
+            self._run(program("postconf", "postfix"), "-c", self._etc, "-e", f"{name}={value}")
+
     def start(self) -> None:
         """Start Postfix; its port is open when this returns."""
         self._run(self._postfix, "-c", self._etc, "start")

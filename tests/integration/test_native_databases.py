@@ -148,6 +148,35 @@ def test_mysql_answers_as_postfix_does(
     assert ours(open_map("mysql", password=mariadb_server.PASSWORD, **login, **SQL_TABLES[name])) == expected
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        '[client]\n# comment\nuser = "postfix"\n',
+        "[client]\nuser=nobody\n[postfix]\nuser=postfix\n[mysql]\nuser=x\n",
+        "[client]\n!include {more}\n[mysql]\nuser=x\n",
+    ],
+)
+def test_an_option_file_of_mysql_is_read_as_postfix_does(
+    unstarted_postfix: Postfix, open_map: OpenMap, mariadb: Mariadb, tmp_path: Path, options: str
+) -> None:
+    mariadb.execute(insertion("\\\\"))
+    more = tmp_path / "more.cnf"
+    more.write_text("[client]\nuser=postfix\n")
+    (tmp_path / "my.cnf").write_text(options.format(more=more))
+    table = {
+        "hosts": [f"unix:{mariadb.socket}"],
+        "dbname": "mail",
+        "password": mariadb_server.PASSWORD,
+        "query": SELECT,
+        "option_file": str(tmp_path / "my.cnf"),
+        "option_group": "postfix",
+    }
+    write(tmp_path / "cf", table)
+    expected = native(unstarted_postfix, f"mysql:{tmp_path}/cf")
+    assert expected, "a table that finds nothing compares nothing"
+    assert ours(open_map("mysql", **table)) == expected
+
+
 @pytest.mark.parametrize("name", LDAP_TABLES)
 def test_ldap_answers_as_postfix_does(
     unstarted_postfix: Postfix, open_map: OpenMap, slapd: Slapd, tmp_path: Path, name: str

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from prefork_socketmap.maps import network
+from prefork_socketmap.maps import backend as backends
 from prefork_socketmap.maps.base import Map
 from prefork_socketmap.settings import SettingError
 from prefork_socketmap.socketmap.messages import Reply, Status
@@ -201,7 +201,8 @@ def test_the_next_host_is_asked_when_one_is_dead(backend: Backend, dropping_port
 
 @without_tls
 def test_during_the_pause_nobody_is_asked(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "FIRST_PAUSE", 10 * MUCH_LONGER)
+    for name in ("FIRST_PAUSE", "LONGEST_PAUSE"):
+        monkeypatch.setattr(backends, name, 10 * MUCH_LONGER)
     table = backend.open()
     backend.server.stop()
     assert lookup(table) == TEMP

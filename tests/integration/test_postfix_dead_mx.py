@@ -44,7 +44,7 @@ class PolicyServer:
         self._record.touch()
         server = Server(config)
         server.register_map("policy", self._policy)
-        server.listen("inet:127.0.0.1:0")
+        server.listen(f"inet:127.0.0.1:{free_port()}")
         self.running = server.start()
 
     def _policy(self, key: str) -> str:
@@ -65,7 +65,7 @@ class PolicyServer:
 def dead_port() -> Iterator[int]:
     """A port where a connect gets no answer: the accept queue is full, and nobody accepts."""
     with socket.socket() as listener, contextlib.ExitStack() as stack:
-        listener.bind(("127.0.0.1", 0))
+        listener.bind(("127.0.0.1", free_port()))
         listener.listen(0)
         for _ in range(3):
             filler = stack.enter_context(socket.socket())

@@ -10,6 +10,7 @@ import pytest
 from prefork_socketmap import Server
 from tests.integration.conftest import StartPostfix
 from tests.integration.postfix import Postfix, Session
+from tests.integration.servers.process import free_port
 
 TABLES = {
     "domains": {"example.com": "found"},
@@ -44,7 +45,7 @@ def endpoint(request: pytest.FixtureRequest, open_directory: Path) -> Iterator[s
     server = Server()
     for name in TABLES:
         server.register_map(name, lookup_in(name))
-    server.listen("inet:127.0.0.1:0" if request.param == "inet" else f"unix:{open_directory}/socket")
+    server.listen(f"inet:127.0.0.1:{free_port()}" if request.param == "inet" else f"unix:{open_directory}/socket")
     with server.start() as running:
         yield running.endpoints[0]
 

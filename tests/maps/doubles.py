@@ -1,7 +1,8 @@
-"""Stand-ins: a map that answers from a dict and remembers what it was asked, and a clock that tests turn."""
+"""Stand-ins: a map that answers from a dict and remembers what it is asked, a clock for tests; and damaged files."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,3 +33,11 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+def damaged(whole: bytes, times: int, source: random.Random) -> bytes:
+    """Return *whole* with a random byte at a random place, so many times."""
+    found = bytearray(whole)
+    for _ in range(times):
+        found[source.randrange(len(whole))] = source.randrange(256)
+    return bytes(found)

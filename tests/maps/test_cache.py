@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from prefork_socketmap.maps.base import LookupFailedError, MissingLibraryError
+from prefork_socketmap.maps.base import LookupFailedError
 from prefork_socketmap.maps.cache import Cache
 from prefork_socketmap.maps.ratelimit import RateLimitedLogger
 from prefork_socketmap.socketmap.messages import Reply
@@ -29,13 +29,13 @@ class Backend:
 
 
 class Setup:
-    def __init__(self, *, size: int = 10, ttl: float = 0, negative_ttl: float = 0, stale_ttl: float = 0) -> None:
+    def __init__(self, *, ttl: float = 0, negative_ttl: float = 0, stale_ttl: float = 0) -> None:
         self.clock = Clock()
         self.backend = Backend()
         self.cache = Cache(
             self.backend,
             RateLimitedLogger(logging.getLogger("test")),
-            size=size,
+            pages=1,
             ttl=ttl,
             negative_ttl=negative_ttl,
             stale_ttl=stale_ttl,
@@ -120,13 +120,14 @@ def test_a_stale_answer_is_told_in_the_log(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_the_cache_keeps_its_size_and_forgets_what_was_not_used() -> None:
-    setup = Setup(ttl=100, size=2)
-    for key in ("a", "b", "a", "c", "a"):
-        setup.cache.get(key)
-    assert len(setup.cache) == 2
-    assert setup.backend.asked == 3
-    setup.cache.get("b")
-    assert setup.backend.asked == 4
+    setup = Setup(ttl=100)
+    for number in range(500):
+        setup.cache.get("used")
+        setup.cache.get(f"key{number}")
+    assert setup.backend.asked == 501
+    assert 20 < len(setup.cache) < 100
+    setup.cache.get("key0")
+    assert setup.backend.asked == 502
 
 
 def test_an_answer_to_a_key_longer_than_any_address_takes_no_memory() -> None:
@@ -154,10 +155,3 @@ def test_a_map_gives_a_stale_answer_when_its_backend_fails() -> None:
     table.error = LookupFailedError(Reply.temp_fail("down"))
     assert table.lookup("key") == Reply.ok("x")
     assert table.lookup("other") == Reply.temp_fail("down")
-
-
-def test_without_cachetools_a_cache_is_an_error_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "prefork_socketmap.maps.cache", None)
-    assert DictMap({}).cache is None
-    with pytest.raises(MissingLibraryError, match=r"install prefork-socketmap\[cache\]"):
-        DictMap({}, cache_ttl=1)

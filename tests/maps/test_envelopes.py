@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 
-from prefork_socketmap.maps import envelopes
+from prefork_socketmap.maps import envelopes, registry
+from prefork_socketmap.maps.backend import Links, Private, Standing
 from prefork_socketmap.maps.envelopes import DOMAIN, Envelopes
+from prefork_socketmap.maps.srs import SrsMap
 from prefork_socketmap.socketmap.messages import Reply, Status
 from tests.integration.servers import mariadb as mariadb_server
 from tests.integration.servers import postgresql as postgresql_server
@@ -204,6 +206,59 @@ def test_a_server_that_is_down_defers_the_mail(kind: Kind, open_map: OpenMap, tm
     assert forward.lookup("user@local.example").status is Status.TEMP
     assert forward.lookup("user@fwd.example") == Reply.not_found()
     assert time.monotonic() - begin < 30
+
+
+class Backends:
+    """Where standings come from; tells of which backends."""
+
+    def __init__(self) -> None:
+        self.labels: list[str] = []
+
+    def standing(self, identity: Hashable, label: str) -> Standing:
+        """Return a new one."""
+        self.labels.append(label)
+        return Private()
+
+    def set_alarm(self, seconds: float) -> None:
+        """Ring never."""
+
+
+QUERIES = {"redis": "GET PostSRSd/%s", "postgresql": "SELECT '%s'", "mysql": "SELECT '%s'"}
+
+
+@pytest.mark.parametrize("kind", QUERIES, indirect=True)
+def test_both_directions_and_other_maps_have_one_backend_and_one_connection(
+    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secrets").write_text("secret\n")
+    (tmp_path / "secrets").chmod(0o600)
+    common: dict[str, object] = {"type": "srs", "secret_file": "secrets", "domain": "fwd.example"}
+    common |= {"original_envelope": "database", "envelope_database": kind.table}
+    other = {**kind.table, "query": QUERIES[str(kind.table["type"])]}
+    maps = registry.build(
+        {
+            "forward": {**common, "direction": "forward"},
+            "reverse": {**common, "direction": "reverse"},
+            "other": other,
+        },
+        tmp_path,
+    )
+    backends = Backends()
+    links = Links(backends)
+    with contextlib.ExitStack() as stack:
+        for each in maps.values():
+            each.share(lambda: links)
+            each.open()
+            stack.callback(each.close)
+        forward = maps["forward"]
+        assert isinstance(forward, SrsMap)
+        monkeypatch.setattr(forward._envelopes, "_tidy_at", float("-inf"), raising=False)
+        address = forward.lookup("user@sender.org").text
+        assert maps["reverse"].lookup(address) == Reply.ok("user@sender.org")
+        maps["other"].lookup("key")
+        user = f"{kind.table['user']}@" if "user" in kind.table else ""
+        assert backends.labels == [f"{kind.table['type']} {user}{kind.table['hosts'][0]}"]  # type: ignore[index]
+        assert len([link for link in links._of_all() if link.connection]) == 1
 
 
 def _put_and_get(directory: Path, number: int, start: Event, results: Queue[bool]) -> None:

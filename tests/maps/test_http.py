@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from prefork_socketmap.maps import httpanswer
+from prefork_socketmap.maps.backend import LONGEST_LEAVE
 from prefork_socketmap.maps.base import Map
-from prefork_socketmap.maps.http import LONGEST_RETRY_AFTER
 from prefork_socketmap.settings import SettingError
 from prefork_socketmap.socketmap.messages import Reply, Status
 from tests.integration.servers.httpd import Httpd
@@ -213,7 +213,7 @@ def test_a_date_that_is_to_come_is_waited_for() -> None:
 def test_a_server_cannot_silence_the_map_for_long(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     table = make("/later/%s?after=86400")
     table.lookup("429")
-    later = time.monotonic() + LONGEST_RETRY_AFTER + 1
+    later = time.monotonic() + LONGEST_LEAVE + 1
     monkeypatch.setattr(time, "monotonic", lambda: later)
     assert table.lookup("200") == Reply.ok("wait")
 

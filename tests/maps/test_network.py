@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from prefork_socketmap.maps.backend import FIRST_PAUSE, LONGEST_PAUSE
 from prefork_socketmap.maps.base import LookupFailedError
-from prefork_socketmap.maps.network import FIRST_PAUSE, LONGEST_PAUSE, NetworkMap, Trouble
+from prefork_socketmap.maps.network import NetworkMap, Trouble
 from prefork_socketmap.settings import SettingError
 from prefork_socketmap.socketmap.messages import Reply
 from tests.maps.doubles import Clock
@@ -63,6 +64,16 @@ class FakeMap(NetworkMap[Connection]):
 
     def trouble(self, connection: Connection, error: Exception) -> Trouble:
         return error.trouble if isinstance(error, DriverError) else Trouble.LOST
+
+
+def next_attempt(table: FakeMap) -> float:
+    """Return when the server is tried again."""
+    return table.own_link.health.cells.retry[0]
+
+
+def about(pause: float) -> object:
+    """Return what equals *pause*, or up to a quarter less."""
+    return pytest.approx(pause * 7 / 8, rel=1 / 7)
 
 
 @pytest.fixture
@@ -163,10 +174,11 @@ def test_while_a_server_is_down_the_answer_is_given_at_once_and_the_pauses_grow(
         # Again and again, and nobody is dialed.
         assert table.lookup("k") == table.lookup("k") == UNAVAILABLE
         assert len(table.dialed) == attempts + 1
-        pauses.append(table._resume - clock.now)
-        clock.now = table._resume
-    assert pauses[:3] == pytest.approx([FIRST_PAUSE, FIRST_PAUSE * 2, FIRST_PAUSE * 4])
-    assert pauses[-1] == pytest.approx(LONGEST_PAUSE)
+        pauses.append(next_attempt(table) - clock.now)
+        clock.now = next_attempt(table)
+    assert pauses[:2] == [about(FIRST_PAUSE), about(FIRST_PAUSE * 2)]
+    assert pauses[-1] == about(LONGEST_PAUSE)
+    assert len(set(pauses[2:])) > 1
 
 
 def test_when_the_server_is_back_so_are_the_answers_and_the_next_pause_is_short(clock: Clock) -> None:
@@ -175,13 +187,55 @@ def test_when_the_server_is_back_so_are_the_answers_and_the_next_pause_is_short(
         table.up.clear()
         for _ in range(5):
             table.lookup("k")
-            clock.now = max(clock.now, table._resume)
+            clock.now = max(clock.now, next_attempt(table))
         table.up.add("a")
         assert table.lookup("k") == Reply.ok("k from a")
         table.errors_to_come = [DriverError(Trouble.SLOW)]
         table.lookup("k")
-        assert table._resume - clock.now == pytest.approx(FIRST_PAUSE)
-        clock.now = table._resume
+        assert next_attempt(table) == 0
+        table.up.clear()
+        table.lookup("k")
+        assert next_attempt(table) - clock.now == about(FIRST_PAUSE)
+        clock.now = next_attempt(table)
+        table.up.add("a")
+        table.lookup("k")
+
+
+def test_a_connection_too_many_is_no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = FakeMap()
+    table.up.clear()
+    monkeypatch.setattr(table.own_link.standing, "serves_others", lambda: True)
+    assert table.lookup("k") == UNAVAILABLE
+    table.up.add("a")
+    assert table.lookup("k") == Reply.ok("k from a")
+
+
+def test_the_answer_to_one_key_that_breaks_is_no_outage_until_that_to_another_does(clock: Clock) -> None:
+    table = FakeMap()
+
+    def breaks(key: str) -> None:
+        table.errors_to_come = [DriverError(Trouble.LOST)] * (1 + (table.own_link.connection is not None))
+        assert table.lookup(key) == UNAVAILABLE
+        assert table.errors_to_come == []
+
+    table.lookup("k")
+    for _ in range(3):
+        breaks("bad")
+    assert next_attempt(table) == 0
+    assert table.lookup("k") == Reply.ok("k from a")
+    breaks("worse")
+    assert next_attempt(table) == 0
+    breaks("bad")
+    assert next_attempt(table) > 0
+
+
+def test_a_key_that_twice_gets_no_answer_in_time_is_an_outage(clock: Clock) -> None:
+    table = FakeMap()
+    table.errors_to_come = [DriverError(Trouble.SLOW)] * 2
+    table.lookup("k")
+    assert next_attempt(table) == 0
+    table.lookup("k")
+    assert next_attempt(table) > 0
 
 
 def test_the_next_host_is_tried_when_one_is_down() -> None:

@@ -180,6 +180,48 @@ def test_a_node_of_a_cluster_that_was_down_is_asked_again_when_it_is_back(
     eventually(lambda: statuses() == {Status.OK}, within=60)
 
 
+def test_the_loss_of_a_node_of_a_cluster_costs_its_own_keys_alone(open_map: OpenMap, redis_cluster: Cluster) -> None:
+    client = redis_cluster.client()
+    keys = [f"user{number}@example.com" for number in range(90)]
+    for key in keys:
+        client.set(key, "found")
+    first, _, last = redis_cluster.nodes
+    lost = {key for key in keys if client.get_node_from_key(key).port == last.port}
+    assert 0 < len(lost) < len(keys)
+    hosts = [f"127.0.0.1:{node.port}" for node in (last, first)]
+    table = open_map("redis", hosts=hosts, cluster=True, query="GET %s", timeout=1)
+    assert {table.lookup(key) for key in keys} == {Reply.ok("found")}
+    last.stop()
+    for _ in range(3):
+        assert {key for key in keys if table.lookup(key) != Reply.ok("found")} == lost
+    # A worker that starts now does not know more than the configuration.
+    another = open_map("redis", hosts=hosts, cluster=True, query="GET %s", timeout=1)
+    assert {key for key in keys if another.lookup(key) != Reply.ok("found")} == lost
+    last.start()
+    eventually(lambda: {table.lookup(key) for key in keys} == {Reply.ok("found")}, within=60)
+
+
+def test_a_key_that_has_moved_to_another_node_is_followed(open_map: OpenMap, redis_cluster: Cluster) -> None:
+    client = redis_cluster.client()
+    client.set("key", "found")
+    owner = client.get_node_from_key("key").port
+    source = next(node.client() for node in redis_cluster.nodes if node.port == owner)
+    target_port = next(node.port for node in redis_cluster.nodes if node.port != owner)
+    target = next(node.client() for node in redis_cluster.nodes if node.port == target_port)
+    slot = client.cluster_keyslot("key")
+    table = open_map("redis", hosts=[f"127.0.0.1:{owner}"], cluster=True, query="GET %s")
+    assert table.lookup("key") == Reply.ok("found")
+    source_id, target_id = (each.execute_command("CLUSTER MYID") for each in (source, target))
+    target.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", source_id)
+    source.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", target_id)
+    source.execute_command("MIGRATE", "127.0.0.1", target_port, "key", 0, 5000)
+    assert table.lookup("key") == Reply.ok("found")  # the one redirects to the other, for this time
+    for each in (target, source):
+        each.execute_command("CLUSTER SETSLOT", slot, "NODE", target_id)
+    assert table.lookup("key") == Reply.ok("found")  # and now for good
+    assert table.lookup("key") == Reply.ok("found")
+
+
 @pytest.mark.parametrize(
     ("table", "error"),
     [

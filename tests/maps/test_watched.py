@@ -1,4 +1,4 @@
-"""Files that workers read for themselves: a change is seen by the next lookup, a broken file changes nothing."""
+"""Files that workers read for themselves: a change is seen, no lookup waits for it, a broken file changes nothing."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from prefork_socketmap.maps.cdb import Cdb
+from prefork_socketmap.maps.watched import WatchedFileMap
 from prefork_socketmap.settings import SettingError
 from prefork_socketmap.socketmap.messages import Reply, Status
 from tests.integration.servers.process import library, program
 from tests.integration.test_native_files import require_types
+from tests.maps.doubles import damaged
 from tests.maps.opening import OpenMap
 from tests.waiting import eventually
 
 DATABASES = ("cdb", "lmdb")
+DEADLINE = 30.0
 
 
 def pattern(value: str) -> bytes:
@@ -37,6 +43,20 @@ TEXTS: dict[str, tuple[str, Callable[[str], bytes]]] = {
 }
 
 
+@dataclass
+class Text:
+    """A map that answers from a text, and the text."""
+
+    table: WatchedFileMap[object]
+    key: str
+    line: Callable[[str], bytes]
+    path: Path
+
+    def answer(self, value: str) -> None:
+        """Ask until the map answers with *value*."""
+        eventually(lambda: self.table.lookup(self.key) == Reply.ok(value), within=DEADLINE, what=f"the value {value}")
+
+
 def postmap(path: Path, kind: str, entries: dict[str, str]) -> Path:
     """Make a database file with *entries*, by postmap(1), beside *path*; in place, if it is there and LMDB."""
     require_types(kind)
@@ -45,41 +65,95 @@ def postmap(path: Path, kind: str, entries: dict[str, str]) -> Path:
     return path.with_name(f"{path.name}.{kind}")
 
 
-@pytest.mark.parametrize("kind", TEXTS)
-def test_a_changed_file_is_seen_by_the_next_lookup(open_map: OpenMap, tmp_path: Path, kind: str) -> None:
-    key, line = TEXTS[kind]
-    path = tmp_path / "table"
-    path.write_bytes(line("one"))
-    table = open_map(kind, path="table")
+@pytest.fixture(autouse=True)
+def hurry(eager_readers: None) -> None:
+    """Read soon."""
+
+
+@pytest.fixture(params=TEXTS)
+def text(request: pytest.FixtureRequest, open_map: OpenMap, tmp_path: Path) -> Text:
+    """An open map of each type whose file is a text."""
+    key, line = TEXTS[request.param]
+    (tmp_path / "table").write_bytes(line("one"))
+    table = open_map(request.param, path="table")
+    assert isinstance(table, WatchedFileMap)
+    return Text(table, key, line, tmp_path / "table")
+
+
+def test_a_changed_text_is_seen(text: Text) -> None:
     # The same size each time, and as fast as can be.
     for value in ("two", "six", "ten"):
-        path.write_bytes(line(value))
-        assert table.lookup(key) == Reply.ok(value)
-    new = tmp_path / "new"
-    new.write_bytes(line("new"))
-    new.replace(path)
-    assert table.lookup(key) == Reply.ok("new")
+        text.path.write_bytes(text.line(value))
+        text.answer(value)
+    new = text.path.with_name("new")
+    new.write_bytes(text.line("new"))
+    new.replace(text.path)
+    text.answer("new")
 
 
-@pytest.mark.parametrize("kind", TEXTS)
-def test_a_file_that_does_not_parse_changes_nothing(
-    open_map: OpenMap, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_lookups_go_on_while_a_text_is_read(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived, opened = threading.Event(), threading.Event()
+    read = text.table.read
+
+    def slow(file: BinaryIO) -> object:
+        arrived.set()
+        assert opened.wait(DEADLINE)
+        return read(file)
+
+    monkeypatch.setattr(text.table._followed, "_make", slow)
+    text.path.write_bytes(text.line("two"))
+    assert text.table.lookup(text.key) == Reply.ok("one")
+    assert arrived.wait(DEADLINE)
+    reader = text.table._followed._thread
+    for _ in range(10):
+        assert text.table.lookup(text.key) == Reply.ok("one")
+        assert text.table._followed._thread is reader
+    opened.set()
+    text.answer("two")
+
+
+def test_a_text_that_is_written_while_it_is_read_changes_nothing_until_it_is_whole(
+    text: Text, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    key, line = TEXTS[kind]
-    path = tmp_path / "table"
-    path.write_bytes(line("one"))
-    table = open_map(kind, path="table")
-    path.write_bytes(line("two") + b"broken\n")
-    assert table.lookup(key) == Reply.ok("one")
+    read = text.table.read
+    rest = [text.line("half") + text.line("whole")]
+
+    def overtaken(file: BinaryIO) -> object:
+        found = read(file)
+        if rest:
+            text.path.write_bytes(rest.pop())
+        return found
+
+    monkeypatch.setattr(text.table._followed, "_make", overtaken)
+    text.path.write_bytes(text.line("begun"))
+    assert text.table.lookup(text.key) == Reply.ok("one")
+    eventually(lambda: "it is being written; the table stays as it was" in caplog.text, within=DEADLINE)
+    assert text.table.lookup(text.key) == Reply.ok("one")
+    text.answer("half")
+
+
+def test_a_text_that_does_not_parse_changes_nothing_and_is_read_once(
+    text: Text, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text.path.write_bytes(text.line("two") + b"broken\n")
+    assert text.table.lookup(text.key) == Reply.ok("one")
+    eventually(lambda: "the table stays as it was" in caplog.text, within=DEADLINE)
     assert "line 2: 'broken'" in caplog.text
-    assert "the table stays as it was" in caplog.text
+    text.table._followed._thread.join()  # type: ignore[union-attr]
     with monkeypatch.context() as patch:
-        patch.setattr(type(table), "read", lambda *_: pytest.fail("read again"))
-        assert table.lookup(key) == Reply.ok("one")
-    path.unlink()
-    assert table.lookup(key) == Reply.ok("one")
-    path.write_bytes(line("three"))
-    assert table.lookup(key) == Reply.ok("three")
+        patch.setattr(text.table._followed, "_read", lambda *_: pytest.fail("read again"))
+        assert text.table.lookup(text.key) == Reply.ok("one")
+    text.path.unlink()
+    assert text.table.lookup(text.key) == Reply.ok("one")
+    text.path.write_bytes(text.line("three"))
+    text.answer("three")
+
+
+def test_a_pipe_in_the_place_of_a_text_holds_nobody_up(text: Text, caplog: pytest.LogCaptureFixture) -> None:
+    text.path.unlink()
+    os.mkfifo(text.path)
+    assert text.table.lookup(text.key) == Reply.ok("one")
+    eventually(lambda: "it is no regular file" in caplog.text, within=DEADLINE)
 
 
 @pytest.mark.parametrize("kind", DATABASES)
@@ -147,10 +221,8 @@ def test_a_damaged_cdb_raises_and_never_more_than_that(tmp_path: Path) -> None:
     source = random.Random(1)
     outcomes = set()
     for _ in range(2000):
-        damaged = bytearray(whole)
-        for _ in range(3):
-            damaged[source.randrange(len(whole))] = source.randrange(256)
-        path.write_bytes(damaged[: source.choice([len(whole), source.randrange(len(whole))])])
+        changed = damaged(whole, 3, source)
+        path.write_bytes(changed[: source.choice([len(whole), source.randrange(len(whole))])])
         descriptor = os.open(path, os.O_RDONLY)
         try:
             outcomes.add(Cdb(descriptor).get(b"key7"))

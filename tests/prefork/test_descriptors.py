@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import re
 import resource
 import signal
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ import pytest
 from prefork_socketmap import Config, Server
 from prefork_socketmap.prefork.reload import StartError
 from tests.crowd import Board, Crowd, GoodClient, echo
+from tests.integration.servers.process import free_port
 from tests.serving import DEADLINE, Client, Serve, descriptors, kill, serving
 from tests.waiting import eventually
 
@@ -27,21 +28,21 @@ def outcome(limit: int, open_files: int, use: Callable[[str, Server], None]) -> 
     reader, writer = _forking.Pipe(duplex=False)
 
     def run() -> None:
-        _close_what_the_test_has_open(writer.fileno())
+        results = _have_open_nothing_but(writer)
         files = [os.open("/dev/null", os.O_RDONLY) for _ in range(open_files)]
         if limit:
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
         server = Server(Config(process_limit=4, min_spare=2, idle_timeout=0.1))
         server.register_map("echo", echo)
-        server.listen("inet:127.0.0.1:0")
+        server.listen(f"inet:127.0.0.1:{free_port()}")
         try:
             with server.start() as running:
                 use(running.endpoints[0], server)
-            writer.send("served")
+            results.send("served")
         except StartError as error:
-            writer.send(str(error))
+            results.send(str(error))
         except BaseException as error:  # noqa: BLE001
-            writer.send(f"failed: {error!r}")
+            results.send(f"failed: {error!r}")
         del files
 
     process = _forking.Process(target=run)
@@ -54,11 +55,11 @@ def outcome(limit: int, open_files: int, use: Callable[[str, Server], None]) -> 
         process.join()
 
 
-def _close_what_the_test_has_open(but: int) -> None:
-    for fd in [int(each.name) for each in Path("/proc/self/fd").iterdir()]:
-        if fd > 2 and fd != but:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+def _have_open_nothing_but(pipe: Connection[str, str]) -> Connection[str, str]:
+    """Close what the test has open, and give *pipe* the lowest number: a high one takes the room of the server's."""
+    os.dup2(pipe.fileno(), 3)
+    os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    return Connection(3, readable=False)
 
 
 def ask_some(endpoint: str, server: Server) -> None:

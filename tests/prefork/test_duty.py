@@ -68,6 +68,27 @@ class Reserve:
             assert not thread.is_alive()
 
 
+def test_who_defers_leaves_a_call_to_another_one(post: Post) -> None:
+    asked: list[int] = []
+
+    def defers(reserve: int) -> bool:
+        asked.append(reserve)
+        return len(asked) < 3
+
+    for _ in range(4):
+        post.worker(State.RESERVE)
+    threads = [threading.Thread(target=post.duty.wait_in_reserve, args=[defers], daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    post.duty.call()
+    eventually(lambda: sum(not thread.is_alive() for thread in threads) == 1, DEADLINE)
+    assert asked == [4, 4, 4]
+    post.duty.retire()
+    for thread in threads:
+        thread.join(DEADLINE)
+    assert asked == [4, 4, 4]
+
+
 def job(row: Row, seconds: float) -> None:
     """Let the worker of *row* be so long in a job."""
     row.job_cells()[1][0] = monotonic() - seconds

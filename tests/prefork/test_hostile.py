@@ -24,6 +24,7 @@ from prefork_socketmap.prefork.channel import Kind
 from prefork_socketmap.prefork.scoreboard import MAX_SLOTS, RETIRED, STOPPING
 from prefork_socketmap.prefork.worker import Worker
 from tests.crowd import GoodClient, echo
+from tests.integration.servers.process import free_port
 from tests.serving import DEADLINE, Client, Gate, Serve, Site, is_alive, kill, scoreboard
 from tests.waiting import eventually
 
@@ -66,7 +67,7 @@ def a_stream() -> int:
 
 
 def a_listener() -> int:
-    sock = socket.create_server(("127.0.0.1", 0))
+    sock = socket.create_server(("127.0.0.1", free_port()))
     return sock.detach()
 
 
@@ -227,7 +228,7 @@ def fill_semaphores(worker: Worker) -> None:
 
 def linger(worker: Worker) -> None:
     """Have a connection closed by the master whose close(2) would take an hour."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with socket.create_server(("127.0.0.1", free_port())) as server:
         peer = socket.create_connection(server.getsockname())
         ours, _ = server.accept()
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)

@@ -26,6 +26,7 @@ from prefork_socketmap.prefork.listener import (
     resolve,
 )
 from prefork_socketmap.settings import SettingError
+from tests.integration.servers.process import free_port
 
 BACKLOG = 64
 
@@ -288,7 +289,7 @@ def test_a_listener_that_is_closed_listens_in_no_process(unix: Endpoint) -> None
 
 
 def test_a_socket_that_was_handed_to_us_goes_on_listening_elsewhere() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as theirs:
+    with socket.create_server(("127.0.0.1", free_port())) as theirs:
         listener = Listener(theirs.dup())
         listener.close(unlink=True)
         assert connects(listener.endpoint)

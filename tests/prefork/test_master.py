@@ -21,6 +21,7 @@ from prefork_socketmap.prefork.master import Master
 from prefork_socketmap.prefork.plan import Observer, Plan
 from prefork_socketmap.service import Service
 from prefork_socketmap.settings import SettingError
+from tests.integration.servers.process import free_port
 from tests.serving import DEADLINE, Client, End, Fork, end_of_newcomer, exit_code, kill, serving, title
 from tests.waiting import eventually
 
@@ -272,8 +273,7 @@ def test_an_inherited_socket_may_stand_in_the_plan_too(run: Run, unix: Unix) -> 
 
 
 def test_a_client_whose_address_is_not_allowed_is_refused_by_reset(run: Run, unix: Unix) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        inet = Endpoint("inet", "127.0.0.1", probe.getsockname()[1])
+    inet = Endpoint("inet", "127.0.0.1", free_port())
     run(plan("first", inet, unix("a"), allow=lambda address: address == "127.0.0.2"))
     for _ in range(3):
         assert end_of_newcomer(str(inet)) is End.RESET

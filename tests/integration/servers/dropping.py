@@ -7,13 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.integration.servers.process import free_port
+
 
 @pytest.fixture
 def dropping_port() -> Iterator[int]:
     """A TCP port of 127.0.0.1 where connection attempts are neither accepted nor refused."""
     clients = []
     with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+        listener.bind(("127.0.0.1", free_port()))
         listener.listen(0)
         port: int = listener.getsockname()[1]
         # The kernel drops what comes when the queue is full; nobody ever takes anything from it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -55,13 +56,18 @@ class Mariadb(Server):
 
     def execute(self, *statements: str, database: str | None = DATABASE) -> None:
         """Run *statements* as the database's superuser."""
+        for statement in statements:
+            self.fetch(statement, database)
+
+    def fetch(self, statement: str, database: str | None = DATABASE) -> Any:
+        """Run *statement* as the database's superuser; return the rows."""
         connect = self._pymysql.connect
         with (
             connect(unix_socket=str(self.socket), user="root", database=database, autocommit=True) as connection,
             connection.cursor() as cursor,
         ):
-            for statement in statements:
-                cursor.execute(statement)
+            cursor.execute(statement)
+            return cursor.fetchall()
 
     def terminate_clients(self) -> None:
         """Disconnect every client, as an administrator may."""

@@ -29,7 +29,6 @@ unix_socket_dir =
 auth_type = any
 pool_mode = transaction
 server_reset_query_always = {int(forgets)}
-ignore_startup_parameters = options
 """
         )
 

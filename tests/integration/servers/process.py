@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -79,11 +80,37 @@ def library(name: str, extra: str) -> Any:
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a TCP port that nobody uses, and that this function returns to no other process.
+
+    It is none that the kernel gives to a client meanwhile: a server could not be stopped and started again there.
+    """
+    while True:
+        port = next(_ports)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("", port))
+            return port
+
+
+def _ports_of_this_process() -> Iterator[int]:
+    """Iterate, again and again, over ports that nobody else is given until this process ends."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    blocks = range(max(first - 20_000, 1024), first - _BLOCK + 1, _BLOCK)
+    for block in random.sample(blocks, len(blocks)):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as reservation:
+            reservation.bind(f"\0socketmap-test-ports-{block}")
+            while True:
+                yield from range(block, block + _BLOCK)
+    raise AssertionError(f"no port below {first} is free")
+
+
+def _begin_anew() -> None:
+    global _ports
+    _ports = _ports_of_this_process()
+
+
+_BLOCK = 200
+_ports = _ports_of_this_process()
+os.register_at_fork(after_in_child=_begin_anew)
 
 
 def answers_at(port: int) -> bool:
