@@ -40,6 +40,8 @@ _ENDING = {status.prefix: index for index, status in enumerate(ENDINGS)}  # the 
 ANY_OTHER_MAP = "(default)"
 NO_SUCH_MAP = "(unknown)"
 
+_MOST_UNKNOWN = 20  # names that are told of by themselves; the others together
+
 _OK = Status.OK  # Enum looks its members up in a slow way
 _NOT_FOUND = Reply.not_found()
 _MALFORMED = Reply.perm_fail("malformed request").encode()
@@ -67,7 +69,8 @@ class Service:
         log_lookups: bool = False,
     ) -> None:
         self._maps = {name: (lookup, counters[name]) for name, lookup in maps.items()}
-        self._others = default or _no_such_map, counters[name_of_others(default is not None)]
+        self._others = default or self._no_such_map, counters[name_of_others(default is not None)]
+        self._unknown: set[str] = set()
         self._split = netstring.Splitter(config.max_request_size).split
         self._max_reply_size = config.max_reply_size
         self._log_lookups = log_lookups
@@ -156,6 +159,15 @@ class Service:
         lookup, counters = self._others
         return partial(lookup, name), counters
 
+    def _no_such_map(self, name: str, _key: str) -> Reply:
+        """Tell of a name that is no map's, in the log and for ``status``. Clients make up any number of them."""
+        if name not in self._unknown and len(self._unknown) < _MOST_UNKNOWN:
+            self._unknown.add(name)
+        about = name if name in self._unknown else NO_SUCH_MAP
+        log.warning("there is no map <%s>, and no default map: TEMP", printable(name), extra={"map": about})
+        self._others[1].note = name
+        return _NO_SUCH_MAP
+
     def _failure(self, name: str, key: str, error: BaseException) -> Reply:
         """Return the reply to a lookup that has raised *error*; the log tells more than the client."""
         if isinstance(error, TimeoutError | Overdue):
@@ -169,10 +181,6 @@ class Service:
     def _about(self, name: str) -> Mapping[str, str]:
         """Return what a line of the log is about, for who counts those that repeat: clients make up other names."""
         return {"map": name if name in self._maps else ANY_OTHER_MAP}
-
-
-def _no_such_map(_name: str, _key: str) -> Reply:
-    return _NO_SUCH_MAP
 
 
 def counter_names(maps: Iterable[str], *, has_default: bool) -> list[str]:

@@ -30,6 +30,9 @@ _MOST_BITS = 64
 class SettingError(ValueError):
     """A setting is wrong. ``key`` is its dotted name; the text says what was found and what is accepted."""
 
+    may_pass = False
+    """Whether it may be right another time, with nothing changed."""
+
     def __init__(self, key: str, problem: str) -> None:
         super().__init__(f"{key}: {problem}" if key else problem)
         self.key = key

@@ -120,7 +120,7 @@ def test_every_top_level_key_is_documented_and_no_other() -> None:
         if not key.startswith("log.")
     }
     limits = {field.name for field in dataclasses.fields(Config)}
-    assert documented == {*configfile._KEYS, *limits} - {"log", "maps", "default_map"}
+    assert documented == {*configfile._KEYS, *limits} - {"log", "metrics", "maps", "default_map"}
 
 
 @pytest.mark.parametrize("field", dataclasses.fields(Config), ids=lambda field: field.name)
@@ -137,6 +137,13 @@ def test_every_key_of_a_listen_table_is_named() -> None:
 def test_the_keys_of_the_log_table_are_documented_with_their_defaults() -> None:
     documented = {key: value for key, value in keys(SECTIONS["LOGGING"]).items() if key.startswith("log.")}
     assert documented == {f"log.{key}": value for key, value in dataclasses.asdict(configfile.LogSettings()).items()}
+
+
+def test_the_key_of_the_metrics_table_is_documented_with_its_default(tmp_path: Path) -> None:
+    documented = keys(SECTIONS["METRICS"])
+    file = tmp_path / "file.toml"
+    file.write_text('[metrics]\n[maps.m]\ntype = "static"\nentries = { k = "v" }\n')
+    assert documented == {"metrics.listen": str(configfile.load(file).metrics).removeprefix("inet:")}
 
 
 def test_every_map_type_has_a_section_and_no_other() -> None:
@@ -271,7 +278,7 @@ def a_finding() -> Finding:
     worker = WorkerReport(0, 2, 1, "busy", 0.0, "map", 0.5, "local", counters)
     backend = BackendReport("redis 127.0.0.1:6379", 1, 1.0)
     maps = [MapReport("map", counters, CacheReport(1, 1, 1, 1), {flaw.value: 1 for flaw in Flaw})]
-    report = Report(1, 0.0, 1, 1, 1, events, maps, [worker], [backend])
+    report = Report(1, 0.0, 1, 1, 1, events, maps, [worker], ["name"], [backend])
     return Finding(0, "running", 1, report, "a problem")
 
 

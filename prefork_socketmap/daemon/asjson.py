@@ -31,6 +31,7 @@ def _report(report: Report) -> dict[str, Any]:
         "connections": {"active": report.active, "silent": report.silent, **report.events["connections"]},
         "workers": {**report.events["workers"], "states": report.count_states()},
         "maps": {each.name: _map(each) for each in report.maps},
+        "unknown_maps": list(report.unknown),
         "backends": {each.name: _backend(each) for each in report.backends},
         "slots": [_slot(each) for each in report.workers],
     }
@@ -48,6 +49,7 @@ def _map(each: MapReport) -> dict[str, Any]:
             for bound, number in zip((*BOUNDS, None), counters.buckets, strict=True)
             if number
         ],
+        "deaths": each.deaths,
         "cache": asdict(cache) if cache.exists else None,
         "flaws": dict(each.flaws) if any(each.flaws.values()) else None,
     }

@@ -48,6 +48,7 @@ _HEADER = struct.Struct("@QQ")  # magic, layout
 MAX_BACKENDS = 64
 MAX_SLOTS = 512
 _MAX_WORKERS = 24576
+_MAX_PID = 1 << 22  # proc(5), pid_max
 
 # The board: a page for the header and one for each backend.
 _PAGE = 4096
@@ -583,11 +584,16 @@ def read(path: Path) -> list[BackendReport]:
     except OSError:
         return []
     try:
-        if os.pread(fd, _HEADER.size, 0) != _HEADER.pack(_MAGIC, LAYOUT) or os.fstat(fd).st_size < _BOARD_SIZE:
-            return []
-        board = memoryview(mmap.mmap(fd, _BOARD_SIZE, access=mmap.ACCESS_READ)).tobytes()
+        return read_open(fd)
     finally:
         os.close(fd)
+
+
+def read_open(fd: int) -> list[BackendReport]:
+    """Return all backends on the board that is open as *fd*; none if it is no board."""
+    if os.pread(fd, _HEADER.size, 0) != _HEADER.pack(_MAGIC, LAYOUT) or os.fstat(fd).st_size < _BOARD_SIZE:
+        return []
+    board = memoryview(mmap.mmap(fd, _BOARD_SIZE, access=mmap.ACCESS_READ)).tobytes()
     return sorted(_reports(board), key=lambda each: each.name)
 
 
@@ -607,4 +613,11 @@ def _reports(board: bytes) -> Iterator[BackendReport]:
 
 
 def _exists(pid: int) -> bool:
-    return pid != 0 and Path(f"/proc/{pid}").exists()
+    """Whether there is a process; a service manager may have hidden it in /proc, where workers let nobody look."""
+    if not 0 < pid <= _MAX_PID:
+        return False
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return error.errno != errno.ESRCH
+    return True

@@ -80,10 +80,11 @@ _Identity = tuple[str | int, ...]
 class CountingHandler(logging.Handler):
     """Passes records on to *target*, but a warning or error that repeats only once in *interval* seconds.
 
-    Two records are the same when they have the same logger, level, text before the arguments are put in, and kinds of
-    exceptions, and are about the same map: the attribute ``map`` (``extra={"map": ...}``), which whoever logs sets to
-    the name of a map in the configuration. The arguments do not count, for clients choose them. How often it came
-    again is logged after the interval, with the next line of any kind or by ``look``.
+    A record of a lower level is counted, too, if it has the attribute ``counted``. Two records are the same when they
+    have the same logger, level, text before the arguments are put in, and kinds of exceptions, and are about the same
+    map: the attribute ``map`` (``extra={"map": ...}``), which whoever logs sets to the name of a map in the
+    configuration. The arguments do not count, for clients choose them. How often it came again is logged after the
+    interval, with the next line of any kind or by ``look``.
     """
 
     _MOST = 500  # identities are remembered: code of maps may put anything into its texts
@@ -101,7 +102,8 @@ class CountingHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Log *record*, or count it."""
         self._report(self._clock() - self._interval)
-        if record.levelno >= logging.WARNING and not self._is_new(record):
+        is_counted = record.levelno >= logging.WARNING or getattr(record, "counted", False)
+        if is_counted and not self._is_new(record):
             return
         self._target.handle(record)
 

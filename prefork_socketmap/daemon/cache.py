@@ -19,7 +19,8 @@ from pathlib import Path
 
 from prefork_socketmap.daemon import cachefile, configfile, trust
 from prefork_socketmap.daemon.configfile import Settings
-from prefork_socketmap.daemon.control import running
+from prefork_socketmap.daemon.identity import Sought, UnidentifiedError
+from prefork_socketmap.daemon.journal import complain
 from prefork_socketmap.daemon.worker import build_maps
 from prefork_socketmap.maps import store
 from prefork_socketmap.maps.base import Map
@@ -39,13 +40,15 @@ def cache(arguments: argparse.Namespace) -> int:
     action, key = arguments.action, arguments.key
     if (action == "list" and key is not None) or (action == "get" and key is None):
         problem = f"{action} {'needs a KEY' if key is None else 'takes no KEY'}"
-        return _complain(problem, os.EX_USAGE)
+        return complain(problem, os.EX_USAGE)
     settings = configfile.load(arguments.config)
     try:
         table = _map(settings, arguments.map)
         memory = _memory(table, settings, arguments)
     except _NothingError as problem:
-        return _complain(f"{printable(arguments.map)}: {problem}", os.EX_UNAVAILABLE)
+        return complain(f"{printable(arguments.map)}: {problem}", os.EX_UNAVAILABLE)
+    except UnidentifiedError as problem:
+        return complain(str(problem), os.EX_UNAVAILABLE)
     if key is not None:
         key = table.remembered_key(to_text(os.fsencode(key)))
     if action == "purge":
@@ -72,18 +75,17 @@ def _memory(table: Map, settings: Settings, arguments: argparse.Namespace) -> Me
         raise _NothingError("it remembers nothing: neither cache_ttl, negative_cache_ttl nor stale_ttl is set")
     cache = table.cache
     if cache is not None and memory is cache:
-        cache.share(_cache_of_server(settings, arguments) or _cache_in_file(settings, arguments.map))
+        sought = Sought.of(arguments.config, arguments.pid_file)
+        cache.share(_cache_of_server(sought, arguments.map) or _cache_in_file(settings, arguments.map, sought))
     return memory
 
 
-def _cache_of_server(settings: Settings, arguments: argparse.Namespace) -> Shared | None:
-    """Return the cache that is in the memory of the running server, if any is."""
-    with running(settings.places.with_pid_file(arguments.pid_file)) as server:
+def _cache_of_server(sought: Sought, name: str) -> Shared | None:
+    """Return the cache of the map *name* that is in the memory of the running server, if any is."""
+    with sought.find() as server:
         for link in Path(f"/proc/{server.pid}/fd").iterdir() if server else ():
             with contextlib.suppress(FileNotFoundError):  # it has been closed
-                if str(link.readlink()).startswith(f"/memfd:{store.MEMORY} ") and (
-                    found := _cache_at(link, arguments.map)
-                ):
+                if str(link.readlink()).startswith(f"/memfd:{store.MEMORY} ") and (found := _cache_at(link, name)):
                     return found
     return None
 
@@ -101,10 +103,11 @@ def _cache_at(link: Path, name: str) -> Shared | None:
     return None
 
 
-def _cache_in_file(settings: Settings, name: str) -> Shared:
+def _cache_in_file(settings: Settings, name: str, sought: Sought) -> Shared:
     path = trust.cache_file(trust.tables(settings)[name], settings.base)
     if path is None:
-        raise _NothingError("the server does not run, and the map has no cache_file: nothing is remembered")
+        problem = sought.other() or "the server does not run"
+        raise _NothingError(f"{problem}, and the map has no cache_file: nothing is remembered")
     try:
         found = cachefile.open_existing(path)
     except FileNotFoundError:
@@ -146,8 +149,3 @@ def _document(each: Remembered) -> dict[str, object]:
 def _print(line: str) -> None:
     # Whatever the locale: the escapes are for what nobody could read, not for what this terminal cannot show.
     sys.stdout.buffer.write(to_bytes(f"{line}\n"))
-
-
-def _complain(problem: str, code: int) -> int:
-    print(f"prefork-socketmap: {problem}", file=sys.stderr)
-    return code

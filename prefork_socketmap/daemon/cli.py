@@ -9,17 +9,21 @@ import argparse
 import contextlib
 import importlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from prefork_socketmap import settings
 from prefork_socketmap.daemon.configfile import DEFAULT_PATH
+from prefork_socketmap.daemon.journal import complain
 from prefork_socketmap.settings import SettingError
 
 PROGRAM = "prefork-socketmap"
 _DAY = 86400.0
+_NUMBER = re.compile(r"[0-9]*\.?[0-9]+")
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,11 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = getattr(importlib.import_module(f"prefork_socketmap.daemon.{module}"), function)(arguments)
     except SettingError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return os.EX_CONFIG
+        return complain(str(error), os.EX_CONFIG)
     except OSError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return os.EX_NOPERM if isinstance(error, PermissionError) else os.EX_OSERR
+        return complain(str(error), os.EX_NOPERM if isinstance(error, PermissionError) else os.EX_OSERR)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return code
@@ -98,10 +100,20 @@ def _add_serve(commands: argparse._SubParsersAction[Parser]) -> None:
 def _add_check(commands: argparse._SubParsersAction[Parser]) -> None:
     check = commands.add_parser(
         "check",
-        help="check the config file and open its maps",
-        description="Check every value of the config file and open every map as a worker would.",
+        help="tell whether a start with the config file would succeed",
+        description="Do all that a start would do, short of serving: check every value of the config file, open "
+        "every map as a worker would, connect to its server, prepare its query, and bind what the running server has "
+        "not. Exit status: 0, 69 something is down or in use, 75 a probe failed, 78 something is wrong.",
     )
     _add_config(check)
+    check.add_argument("--no-connect", action="store_true", help="ask no server that a map has its answers from")
+    check.add_argument(
+        "--probe",
+        metavar="MAP=KEY",
+        action="append",
+        default=[],
+        help="look KEY up in MAP as well; may be given more than once",
+    )
     check.set_defaults(run="check:check")
 
 
@@ -147,6 +159,13 @@ def _pause(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is not accepted here; expected a number of seconds, a day at most")
 
 
+def _time(text: str) -> float:
+    try:
+        return settings.seconds("", float(text) if _NUMBER.fullmatch(text) else text)
+    except SettingError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _add_query(commands: argparse._SubParsersAction[Parser]) -> None:
     query = commands.add_parser(
         "query",
@@ -156,6 +175,13 @@ def _add_query(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     query.add_argument(
         "-c", "--config", metavar="FILE", type=Path, help="ask a map of this config file, with no server"
+    )
+    query.add_argument(
+        "--timeout",
+        metavar="TIME",
+        type=_time,
+        help="how long to wait for a server to take the connection, and for its answer: 5, or 5s, 2m as in main.cf; "
+        "0: for ever (default: 100s, as Postfix)",
     )
     query.add_argument("-v", "--verbose", action="store_true", help="with -c: tell each key tried, how, and the time")
     query.add_argument(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import ipaddress
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,7 @@ DEFAULT_PATH = Path("/etc/prefork-socketmap/prefork-socketmap.toml")
 DEFAULT_RUNTIME_DIR = Path("/run/prefork-socketmap")
 PID_FILE_NAME = "prefork-socketmap.pid"
 DEFAULT_MAP = "default_map"
+METRICS_PORT = 9127
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Table = Mapping[str, object]
@@ -34,8 +36,21 @@ _LOOPBACK = ["127.0.0.0/8", "::1/128"]
 _LEVELS = ("debug", "info", "warning", "error")
 _DESTINATIONS = ("stderr", "syslog")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LONGEST_SOCKET = 107  # unix(7): sun_path has 108, and the end of the text is one of them
 _MODE = re.compile(r"0?[0-7]{3}")
-_KEYS = ("listen", "allow", "user", "group", "environment", "pid_file", "runtime_dir", "log", "maps", "default_map")
+_KEYS = (
+    "listen",
+    "allow",
+    "user",
+    "group",
+    "environment",
+    "pid_file",
+    "runtime_dir",
+    "log",
+    "metrics",
+    "maps",
+    "default_map",
+)
 _LISTEN_KEYS = ("endpoint", "mode", "owner", "group", "backlog")
 
 
@@ -95,6 +110,8 @@ class Settings:
     """Names of variables that workers have beside those that they always have."""
     places: Places
     log: LogSettings
+    metrics: Endpoint | None
+    """Where the metrics process listens; None: there is none."""
     maps: Mapping[str, Table] = dataclasses.field(repr=False)  # passwords are in them
     default_map: Table | None = dataclasses.field(repr=False)
 
@@ -117,7 +134,7 @@ def in_file(path: Path, error: SettingError) -> SettingError:
     """Return *error* with the name of the file *path* in front."""
     # The default map is built as one among the others, but is not written there.
     key = error.key.removeprefix("maps.") if error.key.startswith(f"maps.{DEFAULT_MAP}.") else error.key
-    return SettingError(f"{path}: {key}" if key else str(path), error.problem)
+    return type(error)(f"{path}: {key}" if key else str(path), error.problem)
 
 
 def load(path: Path) -> Settings:
@@ -159,12 +176,18 @@ def _settings(path: Path, document: dict[str, Any]) -> Settings:
     return Settings(
         path=path,
         config=config,
-        endpoints=_endpoints(document.get("listen", ["inet:127.0.0.1"]), path.parent, config.port),
+        endpoints=tuple(
+            dataclasses.replace(endpoint, source=f"{path}: listen[{index}]")
+            for index, endpoint in enumerate(
+                _endpoints(document.get("listen", ["inet:127.0.0.1"]), path.parent, config.port)
+            )
+        ),
         allow=_networks(document.get("allow", _LOOPBACK)),
         account=_account(document),
         environment=_environment(document.get("environment", [])),
         places=_places(path.parent, document),
         log=_log(document.get("log", {})),
+        metrics=_metrics(document["metrics"], path) if "metrics" in document else None,
         maps=maps,
         default_map=default_map,
     )
@@ -193,6 +216,9 @@ def _endpoint(key: str, value: object, base: Path, default_port: int) -> Endpoin
         raise SettingError(key, error.problem) from error
     if endpoint.kind == "unix":
         endpoint = dataclasses.replace(endpoint, path=str(base / endpoint.path))
+        if len(os.fsencode(endpoint.path)) > _LONGEST_SOCKET:
+            problem = f"the path of a socket has at most {_LONGEST_SOCKET} bytes, and {endpoint.path} is longer"
+            raise SettingError(key, problem)
     elif of_a_file := [option for option in ("mode", "owner", "group") if option in options]:
         raise SettingError(f"{key}.{of_a_file[0]}", "only the socket of a unix: endpoint has one")
     return dataclasses.replace(
@@ -260,6 +286,21 @@ def _places(base: Path, document: Table) -> Places:
     runtime_dir = base / settings.text("runtime_dir", document.get("runtime_dir", str(DEFAULT_RUNTIME_DIR)))
     pid_file = base / settings.text("pid_file", document.get("pid_file", str(runtime_dir / PID_FILE_NAME)))
     return Places(runtime_dir, pid_file, are_defaults=False)
+
+
+def _metrics(value: object, path: Path) -> Endpoint:
+    table = settings.table("metrics", value)
+    settings.reject_unknown("metrics.", table, ["listen"])
+    key = "metrics.listen"
+    text = settings.text(key, table.get("listen", f"127.0.0.1:{METRICS_PORT}"))
+    try:
+        endpoint = Endpoint.parse_inet(text, METRICS_PORT)
+        ipaddress.ip_address(endpoint.host)
+    except ValueError:
+        raise settings.wrong(key, text, 'an IP address with a port, like "127.0.0.1:9127" or "[::1]:9127"') from None
+    if not endpoint.port:
+        raise settings.wrong(key, text, "a port from 1 to 65535")
+    return dataclasses.replace(endpoint, source=f"{path}: {key}")
 
 
 def _log(value: object) -> LogSettings:

@@ -48,6 +48,16 @@ def _open(table: Map) -> None:
         raise SettingError(f"maps.{table.name}", f"cannot be opened: {describe(error)}") from error
 
 
+def answer(table: Map, key: str) -> Reply:
+    """Return the reply of a server to *key* in *table*, whatever the lookup raises."""
+    try:
+        return _ask(table, key, 0)
+    except LookupTimeout as error:
+        return Reply.timeout(str(error))
+    except TempFail as error:
+        return Reply.temp_fail(str(error))
+
+
 def _ask(table: Map, key: str, max_reply_size: int) -> Reply:
     try:
         reply = table.lookup(key)

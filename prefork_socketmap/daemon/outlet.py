@@ -24,6 +24,8 @@ import time
 from collections import deque
 from pathlib import Path
 
+from prefork_socketmap.daemon import journal
+
 MAX_QUEUE = 65536
 PATIENCE = 0.1
 _PATIENCE_RETURNS = 60.0
@@ -129,6 +131,9 @@ def _has_room(descriptor: int, timeout: float) -> bool:
 class Stderr(Outlet):
     """Writes to the descriptor 2, or to *descriptor*; each line begins with *name* and the process id.
 
+    When the journal reads them, a line begins with its priority, and of *name* with what stands behind a slash: the
+    journal has a tag already.
+
     Others write there, too: the processes of this server, and whoever started it. So the open file that they share is
     not made non-blocking. A pipe or a terminal is opened a second time for that, and a socket, such as the journal's,
     has a flag for each message. Where /proc does not allow the second opening poll(2) is asked before each write;
@@ -139,7 +144,8 @@ class Stderr(Outlet):
 
     def __init__(self, name: str, max_queue: int = MAX_QUEUE, *, descriptor: int = 2, waits: bool = False) -> None:
         super().__init__(max_queue)
-        self._name = name
+        self._is_for_journal = journal.reads(descriptor)
+        self._name = name.rpartition("/")[2] if self._is_for_journal else name
         self._descriptor = descriptor
         self._waits = waits
         self._own: int | None = None
@@ -158,8 +164,9 @@ class Stderr(Outlet):
             os.close(self._own)
             self._own = None
 
-    def _frame(self, priority: int, line: str) -> bytes:  # noqa: ARG002 - only syslog has priorities
-        return f"{self._name}[{os.getpid()}]: {line}\n".encode("utf-8", "backslashreplace")
+    def _frame(self, priority: int, line: str) -> bytes:
+        begin = f"<{priority}>" if self._is_for_journal else ""
+        return f"{begin}{self._name}[{os.getpid()}]: {line}\n".encode("utf-8", "backslashreplace")
 
     def _open(self) -> None:
         self._is_open = True

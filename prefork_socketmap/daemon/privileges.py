@@ -14,7 +14,19 @@ from dataclasses import dataclass
 
 from prefork_socketmap.settings import SettingError, shown
 
-ENVIRONMENT = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "LC_*", "TZ", "TMPDIR")
+ENVIRONMENT = (
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "LANG",
+    "LANGUAGE",
+    "LC_*",
+    "TZ",
+    "TMPDIR",
+    "JOURNAL_STREAM",
+)
 """The variables that the code of maps has; LC_* are all that begin so."""
 
 _UMASK = 0o077
@@ -73,7 +85,7 @@ class Account:
             os.setresuid(self.uid, self.uid, self.uid)
         except PermissionError as error:
             raise SettingError("user", f"only root can run workers as {self.user!r}, and this is not root") from error
-        _drop_capabilities()
+        drop_capabilities()
         # Client libraries look into the home directory for their settings (libpq for ~/.postgresql), and fail if
         # they may not read it.
         os.environ.update(HOME=self.home, USER=self.user, LOGNAME=self.user)
@@ -85,12 +97,17 @@ def _drop_bounding_set() -> None:
         _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
-def _drop_capabilities() -> None:
+def drop_capabilities() -> None:
     """Give up all capabilities, of every set, and the way to new privileges. Raises OSError."""
     # As a rule setresuid(2) has done it; but not for the inheritable ones, nor when securebits(7) say so.
     _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     header, none = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
     _require(_libc.capset(header, none))
+    forbid_more()
+
+
+def forbid_more() -> None:
+    """Have nothing that this process executes get rights that it has not. Raises OSError."""
     _require(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 
 

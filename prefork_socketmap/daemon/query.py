@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
-from prefork_socketmap.client import LookupFailed, LookupTimeout, PermFail, SocketmapClient
+from prefork_socketmap.client import TIMEOUT, LookupFailed, LookupTimeout, PermFail, SocketmapClient
 from prefork_socketmap.daemon import configfile, log, trust
 from prefork_socketmap.daemon.configfile import LogSettings
 from prefork_socketmap.settings import SettingError
@@ -48,7 +48,7 @@ def _map_of_server(arguments: argparse.Namespace) -> Iterator[LookUp]:
     if not colon or not name:
         raise _UsageError("expected ENDPOINT:MAP, such as inet:127.0.0.1:27823:virtual; or -c FILE and a map of it")
     try:
-        client = SocketmapClient(endpoint)
+        client = SocketmapClient(endpoint, timeout=TIMEOUT if arguments.timeout is None else arguments.timeout)
     except SettingError as error:
         raise _UsageError(str(error)) from error
     with client:
@@ -59,6 +59,9 @@ def _map_of_server(arguments: argparse.Namespace) -> Iterator[LookUp]:
 def _map_of_file(arguments: argparse.Namespace) -> Iterator[LookUp]:
     # Imported only for this: it brings the maps.
     from prefork_socketmap.daemon import direct
+
+    if arguments.timeout is not None:
+        raise _UsageError("--timeout is for a server; with -c the map's own timeout holds")
 
     lines = LogSettings(to="stderr", level="debug" if arguments.verbose else "warning", budget=0)
     log.set_up("query", lines, waits=True)

@@ -15,6 +15,7 @@ from prefork_socketmap.maps.srsaddress import Flaw
 from prefork_socketmap.prefork.counters import OTHER, SERVER_COUNTERS, JobCounters, Totals
 from prefork_socketmap.prefork.scoreboard import Row, Scoreboard, State
 from prefork_socketmap.service import ANY_OTHER_MAP, ENDINGS, NO_SUCH_MAP
+from prefork_socketmap.socketmap.messages import Status
 
 _STATES = {
     State.STARTING: "starting",
@@ -36,6 +37,20 @@ class Counters(Totals):
     def replies(self) -> dict[str, int]:
         """How many replies there were with each status word."""
         return {status.value: number for status, number in zip(ENDINGS, self.endings, strict=False)}
+
+    @property
+    def failures(self) -> int:
+        """How many replies there were that make Postfix defer mail."""
+        return self.jobs - sum(self.replies[status.value] for status in (Status.OK, Status.NOT_FOUND))
+
+    def since(self, before: Counters) -> Counters:
+        """Return what has been counted since *before*. The longest time remains that of all."""
+        return Counters(
+            [new - old for new, old in zip(self.endings, before.endings, strict=True)],
+            self.seconds - before.seconds,
+            self.worst,
+            [new - old for new, old in zip(self.buckets, before.buckets, strict=True)],
+        )
 
 
 @dataclass
@@ -75,6 +90,8 @@ class MapReport:
     cache: CacheReport = field(default_factory=CacheReport)
     flaws: dict[str, int] = field(default_factory=lambda: dict.fromkeys((flaw.value for flaw in Flaw), 0))
     """How many addresses a map of the type ``srs`` has found with each flaw."""
+    deaths: int = 0
+    """How many workers died in a lookup in it, or had to be killed."""
 
     def add(self, one: JobCounters) -> None:
         """Add what one worker has counted."""
@@ -122,6 +139,8 @@ class Report:
     """The SERVER_COUNTERS, by group and name."""
     maps: Sequence[MapReport]
     workers: Sequence[WorkerReport]
+    unknown: Sequence[str] = ()
+    """Names that were asked for last, and are no map's."""
     backends: Sequence[BackendReport] = ()
 
     def count_states(self) -> dict[str, int]:
@@ -152,7 +171,7 @@ class Finding:
 def make(board: Scoreboard, backends: Sequence[BackendReport] = ()) -> Report:
     """Read *board*; *backends* is what is known of those."""
     rows = board.rows()
-    maps = [MapReport(name) for name in board.names()]
+    maps = [MapReport(name, deaths=deaths) for name, deaths in zip(board.names(), board.deaths, strict=False)]
     workers = list(_read_slots(board, rows, maps))
     active = sum(row.state in _WITH_A_CLIENT and bool(row.held) for row in rows)
     return Report(
@@ -164,6 +183,7 @@ def make(board: Scoreboard, backends: Sequence[BackendReport] = ()) -> Report:
         events=_read_events(board),
         maps=sorted((each for each in maps if each.is_of_interest), key=lambda each: each.name),
         workers=workers,
+        unknown=sorted(_read_unknown(board, rows)),
         backends=backends,
     )
 
@@ -173,6 +193,16 @@ def _read_events(board: Scoreboard) -> Mapping[str, Mapping[str, int]]:
     for counter, number in zip(SERVER_COUNTERS, board.server_counters(), strict=True):
         groups.setdefault(counter.group, {})[counter.name] = number
     return groups
+
+
+def _read_unknown(board: Scoreboard, rows: Sequence[Row]) -> set[str]:
+    """Return the names that workers have noted, each the last one that it was asked for."""
+    names = board.names()
+    if NO_SUCH_MAP not in names:
+        return set()
+    index = names.index(NO_SUCH_MAP)
+    found = (list(board.counters(row.slot))[index:] for row in rows)
+    return {each[0].note for each in found if each and each[0].note}
 
 
 def _read_slots(board: Scoreboard, rows: Sequence[Row], maps: Sequence[MapReport]) -> Iterator[WorkerReport]:

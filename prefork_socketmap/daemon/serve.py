@@ -20,6 +20,8 @@ from prefork_socketmap.daemon import activation, backends, configfile, log, trus
 from prefork_socketmap.daemon.backends import Memory
 from prefork_socketmap.daemon.caches import Caches
 from prefork_socketmap.daemon.configfile import Places, Settings
+from prefork_socketmap.daemon.journal import complain
+from prefork_socketmap.daemon.metrics import DESCRIPTOR, Metrics
 from prefork_socketmap.daemon.notify import ServiceManager
 from prefork_socketmap.daemon.pidfile import AlreadyRunningError, PidFile
 from prefork_socketmap.daemon.state import StateFile
@@ -34,7 +36,9 @@ from prefork_socketmap.settings import SettingError
 logger = logging.getLogger("prefork_socketmap.master")
 
 
+# Names of descriptors that an upgrade hands on.
 _PID_FILE = "pid_file"
+_STATE = "state"
 _LAST_STANDARD = 2
 _FORBIDDEN = (errno.EPERM, errno.EACCES, errno.EROFS)
 
@@ -55,9 +59,9 @@ class Foreground:
     def succeeded(self) -> None:
         """Be silent: that is what success looks like."""
 
-    def failed(self, code: int, reason: str) -> None:  # noqa: ARG002 - a Launch
+    def failed(self, code: int, reason: str) -> None:
         """Tell why."""
-        print(f"prefork-socketmap: {reason}", file=sys.stderr)
+        complain(reason, code)
 
 
 @dataclass(frozen=True)
@@ -133,18 +137,28 @@ def _run(
 ) -> int:
     log.set_up("master", settings.log)
     try:
-        with _claimed(settings.places, state) as claim:
+        with contextlib.ExitStack() as held, _claimed(settings, state) as claim:
             _warn(settings)
+            metrics = Metrics(
+                [sys.executable, *_safe_path()],
+                lambda: (master.board.fileno(), claim.backends.board),
+                claim.descriptors,
+                state.others.get(DESCRIPTOR) if state else None,
+            )
+            held.callback(metrics.close)
+            metrics.prepare(settings)
             caches = Caches(claim.descriptors, state.others if state else {})
             master = Master(
-                plan(settings, claim.backends, caches.prepare(settings)),
-                load=functools.partial(_reload, source, claim.backends, caches),
-                observer=Observers([caches, *claim.state_files, ServiceManager(), Launched(launch), Log()]),
+                plan(settings, claim.backends, caches.prepare(settings), is_first=state is None),
+                load=functools.partial(_reload, source, claim.backends, caches, metrics),
+                observer=Observers([caches, metrics, claim.state_file, ServiceManager(), Launched(launch), Log()]),
                 inherited=inherited,
                 upgrade=Upgrade(source.command("check"), source.command("serve"), claim.descriptors),
                 state=state,
                 board=claim.board,
             )
+            claim.state_file.show_boards(master.board.fileno(), claim.backends.board)
+            claim.state_file.listening = lambda: [*map(str, master.endpoints), *metrics.endpoints]
             master.run()
     except SettingError as error:
         return _fail(launch, os.EX_CONFIG, str(error))
@@ -158,11 +172,13 @@ def _run(
     return os.EX_OK
 
 
-def _reload(source: Source, memory: Memory, caches: Caches) -> Plan:
+def _reload(source: Source, memory: Memory, caches: Caches, metrics: Metrics) -> Plan:
     settings = source.load()
     log.set_up("master", settings.log)
     _warn(settings)
-    return plan(settings, memory, caches.prepare(settings))
+    shared = caches.prepare(settings)
+    metrics.prepare(settings)
+    return plan(settings, memory, shared)
 
 
 def _fail(launch: Launch, code: int, reason: str) -> int:
@@ -170,48 +186,57 @@ def _fail(launch: Launch, code: int, reason: str) -> int:
     return code
 
 
-@dataclass(frozen=True)
+@dataclass
 class Claim:
     """What shows that this server runs, for as long as it does."""
 
-    backends: Memory
-    state_files: Sequence[StateFile] = ()
+    state_file: StateFile
     descriptors: dict[str, int] = dataclasses.field(default_factory=dict)
     board: Scoreboard | None = None
+    backends: Memory = dataclasses.field(init=False)
+
+    def share(self, memory: Memory) -> None:
+        """Have the workers share *memory*."""
+        self.backends = memory
+        self.descriptors |= memory.descriptors()
 
 
 @contextlib.contextmanager
-def _claimed(places: Places, state: MasterState | None) -> Iterator[Claim]:
+def _claimed(settings: Settings, state: MasterState | None) -> Iterator[Claim]:
     """Hold the pid file while the server runs, or go on holding it, with *state*.
 
     Raises AlreadyRunningError, or OSError when a place that somebody chose cannot be written. In the default places
     that is only a warning: whoever tries the server out from a checkout need not be root for it.
     """
+    places = settings.places
     with contextlib.ExitStack() as held:
+        state_file = StateFile(settings.path, places, state.others.get(_STATE) if state else None)
+        held.callback(state_file.remove)
+        claim = Claim(state_file, {_STATE: state_file.fileno()})
         try:
-            claim = _claim(places, state, held)
+            _claim(claim, places, state, held)
         except OSError as error:
             if not places.are_defaults:
                 raise
-            logger.warning("reload, stop and status will not find this server: %s; set runtime_dir", error)
-            memory = _backends(None, state)
-            claim = Claim(memory, descriptors=memory.descriptors())
+            logger.warning("others than its own user will not see what this server does: %s; set runtime_dir", error)
+            state_file.has_file = False
+            claim.share(_backends(None, state))
         yield claim
 
 
-def _claim(places: Places, state: MasterState | None, held: contextlib.ExitStack) -> Claim:
+def _claim(claim: Claim, places: Places, state: MasterState | None, held: contextlib.ExitStack) -> None:
     places.runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
     if not state:  # otherwise the check of this program has done it, and to end here would be worse
         trust.refuse_places(places)
     pid_file = PidFile(places.pid_file, state.others.get(_PID_FILE) if state else None)
     held.callback(pid_file.remove)
-    state_file = StateFile(places.state_file, resume=state is not None)
-    held.callback(state_file.remove)
     board = Scoreboard.resume(state.board, places.scoreboard) if state else Scoreboard(places.scoreboard)
     held.callback(board.remove)
+    claim.descriptors[_PID_FILE] = pid_file.fileno()
+    claim.board = board
     memory = _backends(places.backends, state)
     held.callback(memory.remove)
-    return Claim(memory, [state_file], {_PID_FILE: pid_file.fileno(), **memory.descriptors()}, board)
+    claim.share(memory)
 
 
 def _backends(path: Path | None, state: MasterState | None) -> Memory:

@@ -20,10 +20,94 @@ def render(finding: Finding) -> str:
     lines = [finding.line, *_lines(finding.report)] if finding.report else [finding.line]
     if finding.problem:
         lines.insert(2, finding.problem)
+    return _fit(lines)
+
+
+def _fit(lines: list[str]) -> str:
+    """Return *lines*, cut at the width of the terminal, if it is one."""
     if sys.stdout.isatty():
         width = shutil.get_terminal_size().columns
         lines = [line[:width] for line in lines]
     return "".join(f"{line}\n" for line in lines)
+
+
+def render_rates(finding: Finding, before: Report | None, seconds: float) -> str:
+    """Return what has happened since *before*, *seconds* ago, for a screen that somebody leaves open.
+
+    None: since the server started.
+    """
+    report = finding.report
+    if report is None:
+        return render(finding)
+    if before is None or before.started != report.started:
+        before, seconds, period = None, max(time.time() - report.started, 1.0), "since the start"
+    else:
+        period = f"in the last {_duration(seconds)}"
+    lines = [finding.line, *([finding.problem] if finding.problem else []), *_rates(report, before, seconds, period)]
+    return _fit(lines)
+
+
+def _rates(report: Report, before: Report | None, seconds: float, period: str) -> Iterator[str]:
+    former = {each.name: each.counters for each in before.maps} if before else {}
+    maps = [(each, each.counters.since(former.get(each.name, Counters()))) for each in report.maps]
+    lookups, failures = (sum(getattr(each, name) for _, each in maps) for name in ("jobs", "failures"))
+    yield f"{period}: {_rate(lookups, seconds)} lookups/s, {_rate(failures, seconds)} failed/s"
+    states = ", ".join(f"{count} {state}" for state, count in report.count_states().items() if count)
+    yield f"generation {report.generation}, workers: {states}"
+    yield f"connections: {report.active} active, {report.silent} silent"
+    events = [
+        f"{number} {group} {name.replace('_', ' ')}"
+        for group, names in report.events.items()
+        for name, number in _since(names, before.events[group] if before else {}).items()
+        if number
+    ]
+    yield f"{period}: {', '.join(events) or 'no event'}"
+    yield from _unknown(report)
+    yield ""
+    yield from _table([_rate_row(each, new, seconds) for each, new in maps], left=("map",))
+    yield from _backends(report)
+    busy = [each for each in report.workers if each.map]
+    if busy:
+        yield ""
+        yield from _table([_busy_row(each) for each in busy], left=("map", "client"))
+
+
+def _since(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    return {name: number - before.get(name, 0) for name, number in now.items()}
+
+
+def _rate_row(each: MapReport, new: Counters, seconds: float) -> Mapping[str, str]:
+    cache = each.cache
+    asked = cache.hits + cache.misses
+    return {
+        "map": printable(each.name),
+        "lookups/s": _rate(new.jobs, seconds),
+        **{f"{word}/s": _rate(number, seconds) if number else "" for word, number in new.replies.items()},
+        **{f"p{round(share * 100)}": _duration(new.quantile(share)) for share in _QUANTILES},
+        "worst ever": _duration(each.counters.worst if each.counters.jobs else None),
+        "cached": f"{100 * cache.hits / asked:.0f}%" if asked else "",
+        "deaths": str(each.deaths) if each.deaths else "",
+        "lookups ever": str(each.counters.jobs),
+    }
+
+
+def _busy_row(each: WorkerReport) -> Mapping[str, str]:
+    return {
+        "busy worker": str(each.pid),
+        "for": _duration(each.lookup_seconds),
+        "map": printable(each.map or ""),
+        "client": printable(each.client or ""),
+    }
+
+
+def _rate(number: int, seconds: float) -> str:
+    rate = number / seconds
+    return f"{rate:.0f}" if rate >= 100 or not rate else f"{rate:.1f}" if rate >= 0.1 else "<0.1"
+
+
+def _unknown(report: Report) -> Iterator[str]:
+    if report.unknown:
+        yield f"asked for, but no map: {', '.join(printable(each) for each in report.unknown)}"
 
 
 def _lines(report: Report) -> Iterator[str]:
@@ -34,11 +118,10 @@ def _lines(report: Report) -> Iterator[str]:
     )
     yield f"connections: {report.active} active, {report.silent} silent; {_events(report, 'connections')}"
     yield f"workers: {_events(report, 'workers')}; reloads: {_events(report, 'reloads')}"
+    yield from _unknown(report)
     yield ""
     yield from _table([_map_row(each) for each in report.maps], left=("map",))
-    if report.backends:
-        yield ""
-        yield from _table([_backend_row(each) for each in report.backends], left=("backend", "state"))
+    yield from _backends(report)
     yield ""
     yield from _table([_worker_row(each) for each in report.workers], left=("state", "map", "client"))
 
@@ -56,7 +139,14 @@ def _map_row(each: MapReport) -> Mapping[str, str]:
     row["cached"] = f"{100 * cache.hits / asked:.0f}%" if asked else ""
     row["entries"] = str(cache.entries) if cache.exists else ""
     row["stale"] = str(cache.stale) if cache.exists else ""
+    row["deaths"] = str(each.deaths) if each.deaths else ""
     return row | {flaw: str(number or "") for flaw, number in each.flaws.items()}
+
+
+def _backends(report: Report) -> Iterator[str]:
+    if report.backends:
+        yield ""
+        yield from _table([_backend_row(each) for each in report.backends], left=("backend", "state"))
 
 
 def _backend_row(each: BackendReport) -> Mapping[str, str]:

@@ -48,6 +48,12 @@ def refuse_places(places: Places) -> None:
             raise SettingError(key, f"{problem}: a server of root's keeps its files where root alone can write")
 
 
+def refuse_file(path: Path) -> None:
+    """As root, raise SettingError when others can write to the config file *path*: it leads to what gets signals."""
+    if os.geteuid() == _ROOT and (problem := _writer(path, {_ROOT})):
+        raise SettingError(str(path), problem)
+
+
 def _written_by_others(settings: Settings) -> Iterator[SettingError]:
     us = {_ROOT, os.geteuid()}
     if problem := _writer(settings.path, us):

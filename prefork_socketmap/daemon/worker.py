@@ -10,7 +10,9 @@ from __future__ import annotations
 import functools
 import ipaddress
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import mmap
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from prefork_socketmap.daemon import log, privileges
@@ -21,6 +23,7 @@ from prefork_socketmap.maps import registry
 from prefork_socketmap.prefork.counters import SlotCounters
 from prefork_socketmap.prefork.plan import Plan
 from prefork_socketmap.service import ANY_OTHER_MAP, DefaultLookup, Lookup, Service, counter_names
+from prefork_socketmap.settings import SettingError, wrong
 
 if TYPE_CHECKING:
     from prefork_socketmap.maps.base import Map, MissingLibraryError
@@ -31,15 +34,42 @@ if TYPE_CHECKING:
 logger = logging.getLogger("prefork_socketmap.worker")
 
 
-def plan(settings: Settings, memory: Memory, caches: Mapping[str, Shared]) -> Plan:
-    """Return what workers do according to *settings*.
+LONGEST_VERIFICATION = 10.0
+"""Seconds. A dead server costs each of its maps a timeout, and who starts during an outage does not wait for ever."""
+
+
+class Proof:
+    """That the maps of a generation would answer: given by its first worker, before it is ready.
+
+    What ``check`` would say is logged. With *refuses*, what a server calls wrong keeps the worker from starting: so a
+    reload is refused, where a start rather serves the other maps. A server that is down is no reason for either.
+    """
+
+    def __init__(self, *, refuses: bool) -> None:
+        self._refuses = refuses
+        self._is_given = mmap.mmap(-1, 1)  # shared by all workers that are forked
+
+    def give(self, settings: Settings, maps: Iterable[Map]) -> None:
+        """Ask the servers of *maps*, if no other worker has. Raises SettingError."""
+        if self._is_given[0]:
+            return
+        self._is_given[0] = 1
+        for error in verify(settings, maps):
+            if self._refuses and not error.may_pass:
+                raise error
+            logger.log(logging.WARNING if error.may_pass else logging.ERROR, "%s", error, extra={"map": error.key})
+
+
+def plan(settings: Settings, memory: Memory, caches: Mapping[str, Shared], *, is_first: bool = False) -> Plan:
+    """Return what workers do according to *settings*; *is_first*: there is no server yet that could go on.
 
     In *memory* they share what they know of backends, in *caches*, by the names of maps, what these remember.
     """
+    proof = Proof(refuses=not is_first)
     return Plan(
         endpoints=settings.endpoints,
         limits=settings.config,
-        start=functools.partial(_start, settings, memory, caches),
+        start=functools.partial(_start, settings, memory, caches, proof),
         defers=memory.defers,
         names=counter_names(settings.maps, has_default=settings.default_map is not None),
         source=str(settings.path),
@@ -69,7 +99,17 @@ def build_maps(settings: Settings, run_as: Account | None, on_missing: OnMissing
         run_as.assume()
     privileges.hide()  # now: a change of user may have undone it
     with errors_in(settings.path):
-        return registry.build(tables, settings.base, on_missing)
+        maps = registry.build(tables, settings.base, on_missing)
+        _compare_timeouts(maps, tables, settings.config.lookup_timeout)
+    return maps
+
+
+def _compare_timeouts(maps: Mapping[str, Map], tables: Mapping[str, Table], most: float) -> None:
+    """Raise SettingError for a map whose timeout no lookup would live to see."""
+    for name, each in maps.items():
+        if "timeout" in tables[name] and most and getattr(each, "timeout", 0.0) > most:
+            accepted = f"at most lookup_timeout, which is {most:g} s"
+            raise wrong(f"maps.{name}.timeout", tables[name]["timeout"], accepted)
 
 
 def _named_variables(tables: Iterable[Table]) -> list[str]:
@@ -101,7 +141,26 @@ def open_maps(
     return maps
 
 
-def _start(settings: Settings, memory: Memory, caches: Mapping[str, Shared], counters: SlotCounters) -> Service:
+def verify(settings: Settings, maps: Iterable[Map]) -> Iterator[SettingError]:
+    """Have open *maps* ask their servers whether they would answer; iterate over what is wrong, with the file's name.
+
+    An UncheckedError is one that may be over when a client asks.
+    """
+    from prefork_socketmap.maps.base import UncheckedError
+
+    deadline = time.monotonic() + LONGEST_VERIFICATION
+    for each in maps:
+        try:
+            if time.monotonic() >= deadline:
+                raise UncheckedError(f"maps.{each.name}", "cannot be checked: other maps have taken too long")
+            each.verify()
+        except SettingError as error:
+            yield in_file(settings.path, error)
+
+
+def _start(
+    settings: Settings, memory: Memory, caches: Mapping[str, Shared], proof: Proof, counters: SlotCounters
+) -> Service:
     backends = memory.leave_to_worker(settings.config.process_limit)
     log.set_up("worker", settings.log)
 
@@ -110,6 +169,7 @@ def _start(settings: Settings, memory: Memory, caches: Mapping[str, Shared], cou
         logger.error(problem, in_file(settings.path, error), extra={"map": error.key})
 
     maps = open_maps(settings, log_missing, backends)
+    proof.give(settings, maps.values())
     for name, each in maps.items():
         counted = counters[ANY_OTHER_MAP if name == DEFAULT_MAP else name]
         each.count_in(counted.own)

@@ -47,7 +47,15 @@ class LookupFailedError(Exception):
 
 
 class UncheckedError(settings.SettingError):
-    """``verify`` cannot tell whether the setting is right; the text says why."""
+    """``verify`` cannot tell whether the setting is right, or the map's server is down; the text says why."""
+
+    may_pass = True
+
+
+class CodeError(settings.SettingError):
+    """A map's own code has failed when it was opened; the text says where."""
+
+    may_pass = True
 
 
 def values_in(reply: Reply) -> Sequence[str] | None:
@@ -182,7 +190,7 @@ class Map(abc.ABC):
         """Count in *cells*, on from what stands there, what the type has to count; ``srs`` does its flaws."""
 
     def verify(self) -> None:  # noqa: B027
-        """Find out, for the command ``check``, what an open map would find out at its first lookup.
+        """Find out what an open map would find out at its first lookup: for ``check``, and for a start or a reload.
 
         Unlike ``open``, it may ask a server. Raises SettingError for a wrong setting, UncheckedError if there is no
         telling.

@@ -217,6 +217,11 @@ class HttpMap(TlsSettings, NetworkMap[HTTPConnection]):
         except AnswerError as error:
             raise self._no_answer(str(error)) from error
 
+    def blamed(self, error: Exception) -> str:
+        """By default the host stands in the URL."""
+        found = super().blamed(error)
+        return "url" if found == "hosts" and self.hosts == (self.url.host,) else found
+
     def hang_up(self, connection: HTTPConnection) -> None:
         """Close the connection."""
         connection.close()

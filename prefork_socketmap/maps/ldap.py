@@ -34,7 +34,7 @@ from prefork_socketmap.maps import host as host_setting
 from prefork_socketmap.maps import template
 from prefork_socketmap.maps.base import LookupFailedError, log
 from prefork_socketmap.maps.host import Host
-from prefork_socketmap.maps.network import NetworkMap, Trouble
+from prefork_socketmap.maps.network import NetworkMap, Trouble, UnreachableError
 from prefork_socketmap.maps.secret import Secret, secret
 from prefork_socketmap.maps.setting import setting
 from prefork_socketmap.maps.template import Address, Template
@@ -47,6 +47,7 @@ _START_TLS = b"\x30\x1d\x02\x01\x01\x77\x18\x80\x16" + b"1.3.6.1.4.1.1466.20037"
 _SERVER = re.compile(r"ldap[si]?://[^/?@\s]*/?", re.IGNORECASE)
 _SCOPES = {"sub": ldap.SCOPE_SUBTREE, "one": ldap.SCOPE_ONELEVEL, "base": ldap.SCOPE_BASE}
 _DEREFERENCE = (ldap.DEREF_NEVER, ldap.DEREF_SEARCHING, ldap.DEREF_FINDING, ldap.DEREF_ALWAYS)
+_SAMPLE = Address.split("u@1.2.3.4.5.6.7.8.9")  # a key with all parts
 _LOST = (ldap.SERVER_DOWN, ldap.CONNECT_ERROR, ldap.UNAVAILABLE, OSError)
 
 
@@ -65,7 +66,7 @@ def _hosts(key: str, value: object) -> tuple[str, ...]:
 def _dn(key: str, value: object) -> Template:
     """Read a template of a DN."""
     base = template.template(key, value)
-    if not ldap.dn.is_dn(base.expand(Address.split("u@1.2.3.4.5.6.7.8.9"))):
+    if not ldap.dn.is_dn(base.expand(_SAMPLE)):
         raise settings.wrong(key, value, "a DN (RFC 4514)")
     return base
 
@@ -194,6 +195,18 @@ class LdapMap(NetworkMap[SimpleLDAPObject]):
             # To the server, no attribute at all would mean all attributes.
             raise settings.wrong(f"maps.{name}.result_attribute", [], "a list of at least one attribute")
         self._require_sasl()
+        self._require_filter()
+
+    def _require_filter(self) -> None:
+        """Raise SettingError if the library does not take the filter. It looks at that before it connects."""
+        nowhere = ldap.initialize("ldapi://%2Fnonexistent")
+        try:
+            nowhere.search_ext("", ldap.SCOPE_BASE, self.query_filter.expand(_SAMPLE, escape_filter_chars))
+        except ldap.FILTER_ERROR as error:
+            key = f"maps.{self.name}.query_filter"
+            raise settings.wrong(key, self.query_filter.text, "a filter (RFC 4515)") from error
+        except ldap.LDAPError:
+            pass  # that there is nobody is as it should be
 
     def _require_sasl(self) -> None:
         if self.bind == "sasl":
@@ -260,6 +273,22 @@ class LdapMap(NetworkMap[SimpleLDAPObject]):
             if self.search_base.letters:
                 return None
             raise
+
+    def examine(self, connection: SimpleLDAPObject) -> None:
+        """See whether the base is there, if it is one for all keys."""
+        if self.search_base.letters:
+            return
+        base = self.search_base.text.replace("%%", "%")
+        try:
+            connection.search_ext_s(base, ldap.SCOPE_BASE, attrlist=["1.1"], timeout=self.timeout)
+        except (ldap.NO_SUCH_OBJECT, ldap.INVALID_DN_SYNTAX) as error:
+            raise settings.SettingError(f"maps.{self.name}.search_base", f"the server has no {base!r}") from error
+        except self.errors as error:
+            raise UnreachableError(str(error)) from error
+
+    def blamed(self, error: Exception) -> str:
+        """A wrong password is the password's fault."""
+        return "bind_pw" if isinstance(error, ldap.INVALID_CREDENTIALS) else super().blamed(error)
 
     def hang_up(self, connection: SimpleLDAPObject) -> None:
         """Say goodbye and close."""

@@ -9,10 +9,17 @@ from prefork_socketmap.maps.base import Map
 from prefork_socketmap.maps.setting import setting
 
 
+def _names(key: str, value: object) -> tuple[str, ...]:
+    names = settings.texts(key, value)
+    if not names:
+        raise settings.wrong(key, value, "a list of at least one map")
+    return names
+
+
 class MembersMap(Map):
     """A map whose answers are made from those of ``maps``."""
 
-    maps = setting(settings.texts)
+    maps = setting(_names)
     """Names of maps, in the order in which they are asked."""
     fold = setting(settings.boolean, False)
     """Off: the maps fold for themselves."""

@@ -43,6 +43,8 @@ _TLS_OPTIONS = {
 }
 # What a server says to a client that it is about to disconnect: shutdown, KILL (MariaDB), idle too long (MySQL 8).
 # And what one says that does not know the prepared query: a proxy has put it in the place of the one that did.
+# A login that was refused, by the key that is to blame.
+_BLAMED = {ER.ACCESS_DENIED_ERROR: "password", ER.BAD_DB_ERROR: "dbname", ER.DBACCESS_DENIED_ERROR: "dbname"}
 _GOODBYES = frozenset({ER.SERVER_SHUTDOWN, 1927, 4031, ER.UNKNOWN_STMT_HANDLER})
 
 
@@ -178,6 +180,10 @@ class MysqlMap(TlsSettings, sql.SqlServerMap["pymysql.Connection[Any]"]):
             case (int(number), str(text)):
                 return f"{text} ({number})"
         return super().words(error)
+
+    def blamed(self, error: Exception) -> str:
+        """The server has a number for it."""
+        return _BLAMED.get(error.args[0] if error.args else 0, super().blamed(error))
 
     def hang_up(self, connection: pymysql.Connection[Any]) -> None:
         """Say goodbye, if the connection is still there, and close."""

@@ -10,6 +10,7 @@ so a known outage must be answered at once.
 from __future__ import annotations
 
 import abc
+import contextlib
 import enum
 import logging
 import time
@@ -20,7 +21,7 @@ from typing import Any, ClassVar, Generic, NoReturn, TypeVar
 from prefork_socketmap import settings
 from prefork_socketmap.maps import host as host_setting
 from prefork_socketmap.maps.backend import Link, Links
-from prefork_socketmap.maps.base import LookupFailedError, Map, log
+from prefork_socketmap.maps.base import LookupFailedError, Map, UncheckedError, log
 from prefork_socketmap.maps.setting import declared, setting
 from prefork_socketmap.socketmap.messages import Reply
 
@@ -169,6 +170,34 @@ class NetworkMap(Map, Generic[C]):
         others = f" and {len(hosts) - 1} more" if len(hosts) > 1 else ""
         return f"{kind} {who}{hosts[0]}{others}"
 
+    def blamed(self, error: Exception) -> str:  # noqa: ARG002
+        """Return the key that is to blame for *error*, which ``dial`` has raised."""
+        return "hosts"
+
+    def verify(self) -> None:
+        """Connect to each host, and examine what is there. It is enough if one is, but the others are told of."""
+        problems: dict[str, str] = {}
+        for host in self.hosts:
+            try:
+                connection = self.dial(host, self.timeout / len(self.hosts))
+            except self.errors as error:
+                problems[host] = f"{host}: {error}"
+                if (key := self.blamed(error)) not in ("hosts", "url"):
+                    raise settings.SettingError(f"maps.{self.name}.{key}", problems[host]) from error
+                continue
+            try:
+                self.examine(connection)
+            except UnreachableError as error:
+                problems[host] = f"{host}: {error}"
+            finally:
+                with contextlib.suppress(*self.errors):
+                    self.hang_up(connection)
+        if len(problems) == len(self.hosts):
+            key = self.blamed(OSError())
+            raise UncheckedError(f"maps.{self.name}.{key}", f"cannot connect: {'; '.join(problems.values())}")
+        for problem in problems.values():
+            log.warning("map %s: cannot connect: %s", self.name, problem, extra={"map": self.name})
+
     def prepare(self) -> None:
         """Connect, if ``connect`` says so, and examine the connection. Raises SettingError when either fails."""
         link = self.own_link
@@ -180,6 +209,7 @@ class NetworkMap(Map, Generic[C]):
             if link.take_slot(self.max_connections):
                 self.examine(self._dial(link))
         except UnreachableError as error:
+            link.drop()
             raise settings.SettingError(f"maps.{self.name}.hosts", str(error)) from error
         finally:
             link.end()

@@ -36,6 +36,12 @@ _PORT = 5432
 _URI = ("postgresql://", "postgres://")
 _SECRET = re.compile(r"password$|secret$")  # parameters of libpq: of the account, of a client's key, of OAuth
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+# A login that was refused, by the key that is to blame.
+_BLAMED = {
+    "password": re.compile(r"password authentication failed|no password supplied"),
+    "dbname": re.compile(r'database ".*" does not exist'),
+    "user": re.compile(r'role ".*" does not exist|no pg_hba\.conf entry|(Peer|Ident) authentication failed'),
+}
 _FAILED = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE)
 # Types of parameters.
 _UNKNOWN = 0
@@ -198,6 +204,10 @@ class PostgresqlMap(sql.SqlServerMap[pq.abc.PGconn]):
         if result.status in _FAILED:
             raise _error(result)
         return int(result.get_value(0, 0) or 0)
+
+    def blamed(self, error: Exception) -> str:
+        """The server tells what it does not like in words only, which may be in another language."""
+        return next((key for key, words in _BLAMED.items() if words.search(str(error))), super().blamed(error))
 
     def hang_up(self, connection: pq.abc.PGconn) -> None:
         """Say goodbye, if the server still listens, and close."""

@@ -28,7 +28,7 @@ from prefork_socketmap import settings
 from prefork_socketmap.maps.backend import LONGEST_PAUSE, Link
 from prefork_socketmap.maps.base import LookupFailedError, log
 from prefork_socketmap.maps.host import Host, hosts, network_host
-from prefork_socketmap.maps.network import NetworkMap, Trouble
+from prefork_socketmap.maps.network import NetworkMap, Trouble, UnreachableError
 from prefork_socketmap.maps.secret import Secret, secret
 from prefork_socketmap.maps.setting import setting
 from prefork_socketmap.maps.template import Address, Template
@@ -184,6 +184,19 @@ class RedisMap(TlsSettings, NetworkMap[redis.Redis]):
         if self.query.word == "SISMEMBER":
             return arguments[-1:] if answer else None
         return None if answer is None else [to_text(answer)]
+
+    def examine(self, connection: redis.Redis) -> None:
+        """Ask whether it is there for us, and, if it should be a node of a cluster, what it knows of that."""
+        try:
+            connection.ping()
+            if self.cluster:
+                self._learn_from(connection)
+        except self.errors as error:
+            raise UnreachableError(str(error)) from error
+
+    def blamed(self, error: Exception) -> str:
+        """A wrong password is the password's fault."""
+        return "password" if isinstance(error, redis.AuthenticationError) else super().blamed(error)
 
     def hang_up(self, connection: redis.Redis) -> None:
         """Close the connection."""

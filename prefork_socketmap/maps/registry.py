@@ -8,6 +8,8 @@ types and whose objects are subclasses of ``Map``.
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -102,5 +104,23 @@ def _entry_points() -> dict[str, str]:
 
 
 def _missing(kind: str, error: ImportError) -> str:
+    if closed := _closed_directory():
+        user = f"the user {os.geteuid()}, whom it runs as, cannot read {closed}, where Python's modules are"
+        return f'type "{kind}" cannot be loaded ({error}): {user}'
+    if (error.name or "").lstrip("_") in sys.stdlib_module_names:
+        return f'type "{kind}" cannot be loaded ({error}): a part of Python\'s own library is not installed'
     hint = f"; install prefork-socketmap[{kind}]" if kind in _BUILT_IN else ""
     return f'type "{kind}" needs a Python package that is not there ({error}){hint}'
+
+
+def _closed_directory() -> str | None:
+    """Return the first place to import from that is closed to this user, if there is one."""
+    for directory in sys.path:
+        try:
+            with os.scandir(directory or "."):
+                pass
+        except PermissionError:
+            return directory
+        except OSError:
+            continue  # an archive, or nothing
+    return None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from prefork_socketmap import settings
-from prefork_socketmap.maps.base import UncheckedError, log
+from prefork_socketmap.maps.base import log
 from prefork_socketmap.maps.network import NetworkMap, Trouble, UnreachableError
 from prefork_socketmap.maps.setting import Setting, setting
 from prefork_socketmap.maps.sqltext import Dialect, Statement, bind
@@ -98,16 +98,8 @@ class SqlServerMap(NetworkMap[C]):
         except self.errors as error:
             if self.trouble(connection, error) is Trouble.REFUSED:
                 raise settings.SettingError(f"maps.{self.name}.query", self.words(error)) from error
-            self.release()
             raise UnreachableError(str(error)) from error
         self._prepared = connection
-
-    def verify(self) -> None:
-        """Have the server prepare the query."""
-        try:
-            self.examine(self.connect_now())
-        except UnreachableError as error:
-            raise UncheckedError(f"maps.{self.name}.query", f"cannot be checked: {error}") from error
 
 
 def values(rows: Iterable[Sequence[object]]) -> list[str]:

@@ -55,10 +55,12 @@ class SqliteMap(Map):
         nothing = [None] * len(self._statement.parameters)
         try:
             self._connection.execute(f"EXPLAIN {self._statement.text}", nothing).close()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, sqlite3.Warning) as error:  # a second statement is a Warning, before Python 3.12
             key = f"maps.{self.name}.query"
             if _is_locked(error):
                 raise UncheckedError(key, f"cannot be checked: {error}") from error
+            if _code(error) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CANTOPEN):
+                key = f"maps.{self.name}.dbpath"
             raise settings.SettingError(key, str(error)) from error
 
     def release(self) -> None:
@@ -97,9 +99,14 @@ class SqliteMap(Map):
         self._identity = identity
 
 
-def _is_locked(error: sqlite3.Error) -> bool:
-    code: int | None = getattr(error, "sqlite_errorcode", None)  # the module's own errors have none
-    return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+def _is_locked(error: Exception) -> bool:
+    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _code(error: Exception) -> int | None:
+    """Return SQLite's code for *error*, without what extends it; the module's own errors have none."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
 
 
 def _identity(path: Path) -> tuple[int, int]:

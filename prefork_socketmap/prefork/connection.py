@@ -136,7 +136,7 @@ class Connection:
         self._since = table.since
         self._modify = table.modify
         self._limits = limits
-        self.client = _client_of(sock)
+        self.client = client_of(sock)
         """The peer's IP address, or ``"local"`` for a Unix socket."""
         self.label = client_label(self.client)
         """The same as the scoreboard shows it."""
@@ -377,7 +377,8 @@ def reset(fd: int, family: int) -> None:
     _libc.shutdown(fd, socket.SHUT_RDWR)  # after a reset it is not connected, which is what we want
 
 
-def _client_of(sock: socket.socket) -> str:
+def client_of(sock: socket.socket) -> str:
+    """Return the peer's IP address, ``"local"`` for a Unix socket."""
     if sock.family == socket.AF_UNIX:
         return "local"
     try:

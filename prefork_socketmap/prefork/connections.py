@@ -6,6 +6,8 @@ It decides which new connections are kept, and ends those that have taken too lo
 from __future__ import annotations
 
 import fcntl
+import logging
+import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +15,25 @@ from itertools import takewhile
 from time import monotonic
 
 from prefork_socketmap.prefork.channel import Given
-from prefork_socketmap.prefork.connection import reset
+from prefork_socketmap.prefork.connection import client_of, reset
 from prefork_socketmap.prefork.scoreboard import RESERVATIONS, Row, Scoreboard
 from prefork_socketmap.prefork.shared import let_go
 from prefork_socketmap.prefork.table import ARMED, ConnectionTable, Stage
 
+log = logging.getLogger("prefork_socketmap.master")
+
 _NEVER = float("inf")
 _SHORTEST_LOOK = 0.1  # between two looks at all deadlines
 _SEARCH_PAUSE = 1.0  # between two searches for connections that can be closed, when there were none
+_REASONS = {
+    "refused": (logging.WARNING, "[%s]: connection refused: max_connections, or the limit of open files, is reached"),
+    "evicted": (
+        logging.WARNING,
+        "[%s]: idle connection closed to make room for a new one: max_connections is reached",
+    ),
+    "expired": (logging.INFO, "[%s]: silent connection closed after keepalive_timeout"),
+    "timed_out": (logging.WARNING, "[%s]: connection closed after read_timeout or write_timeout"),
+}
 _SETTLING = 0.05  # how long a worker may take to note what the kernel has given it
 
 
@@ -136,8 +149,7 @@ class Connections:
         if has_room:
             self._board.connections = len(self)
         else:
-            self._board.increment("connections", "refused")
-            self.close(got)
+            self._give_up(got, "refused")
         if has_room and not is_armed:
             self._table.rearm(got)
         self.reserve(row)
@@ -193,6 +205,17 @@ class Connections:
             reset(number, place.family)
             self.drop(number)
 
+    def _give_up(self, number: int, counter: str) -> None:
+        """Close a connection for a reason that one of the counters of connections stands for, and tell."""
+        self._board.increment("connections", counter)
+        level, text = _REASONS[counter]
+        if log.isEnabledFor(level):
+            family = self._places[number].family
+            with socket.socket(family, socket.SOCK_STREAM, fileno=os.dup(number)) as sock:
+                # Clients choose how often: whoever writes the log may count what is marked so.
+                log.log(level, text, client_of(sock), extra={"counted": True})
+        self.close(number)
+
     def _held(self) -> set[int]:
         """Return the numbers of connections that workers are serving."""
         return {row.held for row in self._board.rows()}
@@ -211,9 +234,10 @@ class Connections:
             if due > now or number in held or (deadline and table.is_ready(number)):
                 soonest = min(soonest, due)
                 continue
-            if table.stages[index] != Stage.END:
-                self._board.increment("connections", "timed_out" if deadline else "expired")
-            self.close(number)
+            if table.stages[index] == Stage.END:
+                self.close(number)
+            else:
+                self._give_up(number, "timed_out" if deadline else "expired")
         return max(soonest, now + _SHORTEST_LOOK)
 
     def _make_room(self, idle_timeout: float) -> bool:
@@ -229,8 +253,7 @@ class Connections:
         while self._silent:
             when, number = self._silent.pop()
             if number in self._places and table.since[number - table.first] == when and number not in self._held():
-                self._board.increment("connections", "evicted")
-                self.close(number)
+                self._give_up(number, "evicted")
                 return True
         return False
 
@@ -254,6 +277,8 @@ class Connections:
         The kernel may have given it something that it did not come to note. Whatever is out of the set, and in
         nobody's hands for long enough that a living worker would have noted it, is put back by ``clear_suspects``.
         """
+        if row.held in self._places or row.job_started:  # a job of a new client is done before that is in the table
+            self._board.increment("connections", "lost")
         self.close(row.held)
         for number in self._listeners:
             self._table.rearm(number, ARMED)

@@ -37,6 +37,9 @@ _OWN = _BUCKETS + BUCKETS
 COUNTERS_SIZE = 512
 """In bytes. It is a divisor of a page, so that no set touches two."""
 
+NOTE_SIZE = 128
+"""Bytes of the handler's own text, at the end of a set of counters."""
+
 BOUNDS = tuple((1 << n) / 1e6 for n in range(_LAST_BUCKET))
 """The upper bounds of the buckets but the last, in seconds: 1 us to 67 s."""
 
@@ -59,6 +62,7 @@ SERVER_COUNTERS = (
     ServerCounter("connections", "expired", "Silent connections closed after keepalive_timeout."),
     ServerCounter("connections", "timed_out", "Connections closed after read_timeout or write_timeout."),
     ServerCounter("connections", "overflowed", "Connections closed because too many bytes wait for slow clients."),
+    ServerCounter("connections", "lost", "Connections closed because their worker died."),
     ServerCounter("workers", "spawned", "Workers started."),
     ServerCounter("workers", "died", "Workers that ended unexpectedly."),
     ServerCounter("workers", "killed", "Workers killed because they were stuck."),
@@ -96,6 +100,7 @@ class JobCounters:
         """*memory*: COUNTERS_SIZE bytes, which may be read-only for a reader; *pace*: one cell."""
         self.index = index
         self.pace = pace
+        self._memory = memory
         self._words = memory.cast("Q")
         self._times = memory.cast("d")
 
@@ -137,6 +142,15 @@ class JobCounters:
     def own(self) -> MutableSequence[int]:
         """The job's own numbers, for it to write."""
         return self._words[_OWN : _OWN + OWN]  # type: ignore[return-value]  # as above
+
+    @property
+    def note(self) -> str:
+        """A text of the handler's own, cut off where there is no more room."""
+        return bytes(self._memory[-NOTE_SIZE:]).rstrip(b"\0").decode("utf-8", "replace")
+
+    @note.setter
+    def note(self, text: str) -> None:
+        self._memory[-NOTE_SIZE:] = text.encode("utf-8", "surrogateescape")[:NOTE_SIZE].ljust(NOTE_SIZE, b"\0")
 
     @property
     def buckets(self) -> Sequence[int]:

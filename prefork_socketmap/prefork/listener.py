@@ -42,6 +42,9 @@ log = logging.getLogger("prefork_socketmap.master")
 class ListenError(OSError):
     """An endpoint cannot be bound; the text names it and says why."""
 
+    def __str__(self) -> str:
+        return str(self.strerror)
+
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -49,7 +52,8 @@ class Endpoint:
 
     ``kind`` is ``"inet"`` (``host`` and ``port``; port 0 lets the kernel choose one) or ``"unix"`` (``path``).
     For a listener on a Unix socket: ``mode`` (default 0666), ``owner`` and ``group`` (a name or a number; empty:
-    unchanged). ``backlog`` is the length of the accept queue (None: the server's).
+    unchanged). ``backlog`` is the length of the accept queue (None: the server's). ``source`` is where in a
+    configuration it stands: errors begin with it.
     """
 
     kind: str
@@ -60,6 +64,7 @@ class Endpoint:
     owner: str = field(default="", compare=False)
     group: str = field(default="", compare=False)
     backlog: int | None = field(default=None, compare=False)
+    source: str = field(default="", compare=False)
 
     @classmethod
     def parse(cls, text: str, default_port: int = 27823) -> Endpoint:
@@ -197,7 +202,53 @@ def open_listener(endpoint: Endpoint, backlog: int) -> Listener:
         _refuse(endpoint, error)
 
 
+def rehearse(endpoint: Endpoint) -> None:
+    """Try all that ``open_listener`` would do, and leave nothing behind: no client can connect meanwhile.
+
+    Raises ListenError.
+    """
+    try:
+        if endpoint.kind == "unix":
+            _rehearse_unix(endpoint)
+        else:
+            _bind_inet(endpoint).close()
+    except (OSError, SettingError) as error:
+        _refuse(endpoint, error)
+
+
+def _rehearse_unix(endpoint: Endpoint) -> None:
+    """Make a socket's file beside the place where it should be, and give it its owner."""
+    _require_free(endpoint.path)
+    path = Path(endpoint.path)
+    # By a descriptor: what is put in front of a name of almost any length may be longer than any that is allowed.
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    name = f".check.{os.getpid()}"
+    beside = f"/proc/self/fd/{directory}/{name}"
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            os.fchmod(sock.fileno(), _CLOSED)
+            sock.bind(beside)
+            try:
+                with _opened(beside, _identity_of_bound(sock, beside)) as file:
+                    _set_permissions(file, endpoint)
+            finally:
+                os.unlink(name, dir_fd=directory)
+    finally:
+        os.close(directory)
+
+
 def _open_inet(endpoint: Endpoint, backlog: int) -> Listener:
+    sock = _bind_inet(endpoint)
+    try:
+        listener = Listener(sock, endpoint, created=True)
+        listener.set_up(endpoint, backlog)
+    except OSError:
+        sock.close()
+        raise
+    return listener
+
+
+def _bind_inet(endpoint: Endpoint) -> socket.socket:
     family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -206,12 +257,10 @@ def _open_inet(endpoint: Endpoint, backlog: int) -> Listener:
             # "[::]" and "0.0.0.0" can stand side by side; what listens is what is written.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((endpoint.host, endpoint.port))
-        listener = Listener(sock, endpoint, created=True)
-        listener.set_up(endpoint, backlog)
     except OSError:
         sock.close()
         raise
-    return listener
+    return sock
 
 
 def _open_unix(endpoint: Endpoint, backlog: int) -> Listener:
@@ -246,15 +295,21 @@ def _set_options(sock: socket.socket) -> None:
 
 def _clear_the_way(path: str) -> None:
     """Remove a socket file that nobody listens on. Raises OSError for one that is in use, and for any other file."""
+    if _require_free(path):
+        Path(path).unlink()
+
+
+def _require_free(path: str) -> bool:
+    """Return whether there is a socket file that nobody listens on. Raises OSError for any other file."""
     try:
         mode = Path(path).lstat().st_mode
     except FileNotFoundError:
-        return
+        return False
     if not stat.S_ISSOCK(mode):
         raise FileExistsError(errno.EEXIST, "the file exists and is not a socket; remove it or choose another path")
     if _somebody_listens(path):
         raise OSError(errno.EADDRINUSE, "another process listens on it")
-    Path(path).unlink()
+    return True
 
 
 def _somebody_listens(path: str) -> bool:
@@ -360,4 +415,5 @@ def _warn_when_cut(backlog: int) -> None:
 
 def _refuse(endpoint: Endpoint, error: Exception) -> NoReturn:
     reason = getattr(error, "strerror", None) or str(error)
-    raise ListenError(getattr(error, "errno", None), f"cannot listen on {endpoint}: {reason}") from error
+    begin = f"{endpoint.source}: " if endpoint.source else ""
+    raise ListenError(getattr(error, "errno", None), f"{begin}cannot listen on {endpoint}: {reason}") from error

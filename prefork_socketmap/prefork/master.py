@@ -331,6 +331,7 @@ class Master:
         for child, status in ended:
             if not (status == 0 and child.row.state is State.LEAVING):
                 self._connections.lose_worker(child.row)
+                self.board.count_death(child.row)
                 self._policy.lose_worker()
                 if not (child.killed or child.failed or self._stopping):
                     self._tell_of_death(child, status)

@@ -6,7 +6,7 @@ for the largest process_limit: pages that nobody touches cost nothing.
 
 The memory is a file. With a path, other programs can read it, without a question to anybody: ``Scoreboard.read``.
 
-    header | paces | names of jobs | states, a byte each | rows | counters of slot 0 | of slot 1 | ...
+    header | paces | deaths | names of jobs | states, a byte each | rows | counters of slot 0 | of slot 1 | ...
 
 Only a worker maps the counters of its slot, and its master never does: the file ends with the last slot in use, and
 nobody's address space has to hold what could be in use one day.
@@ -19,11 +19,12 @@ import enum
 import mmap
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic, time
 from typing import Self
 
+from prefork_socketmap.prefork import counters
 from prefork_socketmap.prefork.counters import (
     COUNTERS_SIZE,
     LABEL_SIZE,
@@ -34,18 +35,18 @@ from prefork_socketmap.prefork.counters import (
     label,
     server_counter,
 )
+from prefork_socketmap.prefork.layout import constants, fingerprint
 from prefork_socketmap.prefork.shared import create_memory, view
 
 MAX_SLOTS = 20000  # twice the largest process_limit: during a reload two generations stand side by side
 
-LAYOUT = 4
-"""Of everything that is stored here. A program reads only what one with the same layout has written."""
 _MAGIC = int.from_bytes(b"preforks", "big")
 _HEADER = struct.Struct("@QQ")  # magic, layout
 
 _COUNTERS = 16  # the first word of the header's, and room for so many: see SERVER_COUNTERS
 _PACES = 1024
-_NAMES = 4096
+_DEATHS = _PACES + MAX_NAMES * 8
+_NAMES = _DEATHS + MAX_NAMES * 8
 _STATES = _NAMES + MAX_NAMES * LABEL_SIZE
 _ROWS = _STATES + MAX_SLOTS  # a multiple of 8, as all of these
 _ROW_SIZE = 384
@@ -185,17 +186,22 @@ class Scoreboard:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Open the board at *path* for reading. Raises ScoreboardError, or OSError when it cannot be opened."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return cls.open(fd, path)
+        finally:
+            os.close(fd)
+
+    @classmethod
+    def open(cls, fd: int, path: Path | None = None) -> Self:
+        """Map the board of the descriptor *fd*, as it is now, for reading. Raises ScoreboardError, or OSError."""
         board = cls.__new__(cls)
         board._path = path
         board.own = {}
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _require_layout(os.pread(fd, _HEADER.size, 0), path)
-            _require_size(fd, path)
-            size = min(os.fstat(fd).st_size, _SLOTS + MAX_SLOTS * _SLOT_SIZE)
-            board._use(memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_READ)))
-        finally:
-            os.close(fd)
+        _require_layout(os.pread(fd, _HEADER.size, 0), path)
+        _require_size(fd, path)
+        size = min(os.fstat(fd).st_size, _SLOTS + MAX_SLOTS * _SLOT_SIZE)
+        board._use(memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_READ)))
         return board
 
     def _map(self, fd: int) -> None:
@@ -208,6 +214,8 @@ class Scoreboard:
         self.words = view[:_SLOTS].cast("Q")
         self.times = view[:_SLOTS].cast("d")
         self.paces = self.times[_PACES // 8 : _PACES // 8 + MAX_NAMES]
+        self.deaths = self.words[_DEATHS // 8 : _DEATHS // 8 + MAX_NAMES]
+        """By the index of a job's name: how many workers have died in such a job, or were killed for it."""
 
     def fileno(self) -> int:
         """Return the descriptor of the memory."""
@@ -236,7 +244,7 @@ class Scoreboard:
     def close(self) -> None:
         """Close the descriptor, and let go of the memory."""
         os.close(self._fd)
-        del self.view, self.states, self.words, self.times, self.paces
+        del self.view, self.states, self.words, self.times, self.paces, self.deaths
 
     @property
     def started(self) -> float:
@@ -260,6 +268,11 @@ class Scoreboard:
     def increment(self, group: str, name: str) -> None:
         """Count an event in one of the SERVER_COUNTERS. Called by the master alone: a worker's are in its row."""
         self.words[_COUNTERS + server_counter(group, name)] += 1
+
+    def count_death(self, row: Row) -> None:
+        """Count that a worker has died in the job of *row*, if it was in one. Called by the master alone."""
+        if row.job_started and row.job_name < MAX_NAMES:
+            self.deaths[row.job_name] += 1
 
     def server_counters(self) -> list[int]:
         """Return the SERVER_COUNTERS: the master's and all workers' together."""
@@ -368,8 +381,8 @@ def _require_layout(header: bytes, path: Path | None) -> None:
         raise ScoreboardError(f"{path}: not a scoreboard")
     if layout != LAYOUT:
         raise ScoreboardError(
-            f"{path}: a scoreboard with layout {layout}, of another version of the program; "
-            f"this one reads layout {LAYOUT}"
+            f"{path}: a scoreboard with layout {layout:08x}, of another version of the program; "
+            f"this one reads layout {LAYOUT:08x}"
         )
 
 
@@ -531,3 +544,16 @@ class Cells:
 def client_label(client: str) -> bytes:
     """Return *client* as it is stored in a row."""
     return client.encode("ascii", "replace")[:CLIENT_SIZE].ljust(CLIENT_SIZE, b"\0")
+
+
+def layout_of(names: Mapping[str, object]) -> int:
+    """Return the number of the layout that *names*, those of this module, describe."""
+    board, counted = vars(names["Scoreboard"]), names["SERVER_COUNTERS"]
+    words = sorted((name, each.index) for name, each in board.items() if isinstance(each, _Word))
+    events = [(each.group, each.name) for each in counted]  # type: ignore[attr-defined]
+    states = [(each.name, each.value) for each in State]
+    return fingerprint(constants(names), constants(vars(counters)), words, board["_started"], events, states)
+
+
+LAYOUT = layout_of(globals())
+"""Of everything that is stored here. A program reads only what one with the same layout has written."""

@@ -17,16 +17,15 @@ from dataclasses import asdict, dataclass, field
 from time import monotonic
 from typing import Any, NoReturn, Self
 
-from prefork_socketmap.prefork import scoreboard
+from prefork_socketmap.prefork import scoreboard, table
+from prefork_socketmap.prefork.channel import Given
 from prefork_socketmap.prefork.connections import ConnectionsState
 from prefork_socketmap.prefork.duty import DutyState
+from prefork_socketmap.prefork.layout import constants, fingerprint
 from prefork_socketmap.prefork.listener import ListenerState
 from prefork_socketmap.prefork.table import TableState
 
 log = logging.getLogger("prefork_socketmap.master")
-
-LAYOUT = f"3.{scoreboard.LAYOUT}"
-"""Of the state and of the shared memory. A program takes over only from one with the same."""
 
 _STATE = "PREFORK_SOCKETMAP_STATE"
 _LAYOUT = "PREFORK_SOCKETMAP_LAYOUT"
@@ -124,6 +123,17 @@ class MasterState:
             self.board,
             *self.others.values(),
         ]
+
+
+def layout_of(*states: type) -> str:
+    """Return the number of the layout of *states*, as they are handed on, and of all shared memory."""
+    fields = [(state.__name__, sorted(vars(state)["__annotations__"].items())) for state in states]
+    memory = constants(vars(table)), [(each.name, each.value) for each in table.Stage]
+    return f"{fingerprint(fields, memory):08x}.{scoreboard.LAYOUT:08x}"
+
+
+LAYOUT = layout_of(MasterState, ChildState, ListenerState, ConnectionsState, TableState, DutyState, Given)
+"""Of the state and of the shared memory. A program takes over only from one with the same."""
 
 
 @dataclass

@@ -44,6 +44,10 @@ _ROUND = 100  # turns after which a worker looks whether there are more on duty 
 _PAUSE = 0.05  # s: after it the master is told again what it had no room for
 # Seconds: a master that does not give a worker more places within the one is behind, within the other away.
 _PATIENCE, _LONG_PATIENCE = 0.05, 0.5
+_EXCESSES = {
+    "timed_out": "[%s]: connection closed after read_timeout or write_timeout",
+    "overflowed": "[%s]: connection closed: too many bytes wait for slow clients",
+}
 _BREATH = 0.001  # s: a pause in which somebody else can do what this worker cannot
 
 
@@ -102,7 +106,8 @@ class Worker:
             log.debug("the worker cannot start", exc_info=True)
             with contextlib.suppress(OSError):
                 # A wrong setting is no reason to try again; anything else may be.
-                self._to_master.send(Kind.FAILED, number=isinstance(error, SettingError), text=_describe(error))
+                is_setting = isinstance(error, SettingError) and not error.may_pass
+                self._to_master.send(Kind.FAILED, number=is_setting, text=_describe(error))
             return 1
         try:
             self._work()
@@ -254,6 +259,7 @@ class Worker:
     def _end(self, connection: Connection) -> None:
         if connection.excess:
             self.row.increment("connections", connection.excess)
+            log.warning(_EXCESSES[connection.excess], connection.client)
         may_reset = connection.close()
         self._descriptors.forget(connection.number)
         self._unsaid.append((connection.number, connection.serial, may_reset))
@@ -395,6 +401,7 @@ class Worker:
             if connection.has_ended:
                 connection.close()
             else:
+                log.warning("[%s]: connection refused: no room in the table of connections", connection.client)
                 self._refuse(connection.sock)
             return
         self._descriptors.settle(connection, *place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -143,6 +144,28 @@ class Installation:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def impostor(config: Path) -> Iterator[int]:
+    """A process of the user nobody that says of itself to be the server of *config*; give its pid. Needs root."""
+    said = {"pid": 0, "reload": None, "config": str(config)}
+    # It begins as root: Python may be installed where nobody else can read it.
+    code = f"""
+import json, os, setproctitle, sys
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+os.write(os.memfd_create("prefork-socketmap-state"), json.dumps({said!r} | {{"pid": os.getpid()}}).encode())
+setproctitle.setproctitle("prefork-socketmap: master [{config}]")
+print(flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process.pid
+        assert process.poll() is None, "it got a signal"
 
 
 def children(pid: int) -> list[int]:

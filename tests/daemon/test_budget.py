@@ -55,6 +55,21 @@ def counted(stream: io.StringIO, handler: CountingHandler) -> io.StringIO:
     return stream
 
 
+def test_what_is_no_warning_is_counted_when_it_asks_for_that(counted: io.StringIO, clock: Clock) -> None:
+    for _ in range(3):
+        logger.info("as usual")
+        logger.info("[%s]: closed", "192.0.2.1", extra={"counted": True})
+    clock.now = 61
+    logger.info("later")
+    lines = counted.getvalue().splitlines()
+    assert lines == [
+        *["as usual", "[192.0.2.1]: closed"],
+        *["as usual"] * 2,
+        "2 more times: [192.0.2.1]: closed",
+        "later",
+    ]
+
+
 def test_an_error_that_repeats_is_logged_once_and_then_counted(counted: io.StringIO, clock: Clock) -> None:
     for number in range(5):
         logger.error("map %s: %r: %s", "m", f"key{number}", OSError("down"))

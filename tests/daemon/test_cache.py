@@ -20,7 +20,7 @@ from prefork_socketmap.daemon import cli
 from prefork_socketmap.maps.base import Map
 from prefork_socketmap.maps.memory import Memory, Remembered
 from prefork_socketmap.socketmap.messages import Reply
-from tests.daemon.installation import Installation, has_ended
+from tests.daemon.installation import COMMAND, TIMEOUT, Installation, has_ended
 from tests.serving import Client
 from tests.waiting import eventually
 
@@ -526,6 +526,30 @@ def test_the_command_lists_gets_and_purges_what_the_running_server_remembers(sit
     assert [site.lookup(key) for key in ("key", "other", "none")] == ["two", "one", None]
     assert site.command("purge", "m") == "3 answers forgotten\n"
     assert [site.lookup(key) for key in ("key", "other", "none")] == ["two"] * 3
+
+
+def test_the_command_finds_the_server_of_the_file_when_its_directory_is_gone(site: Site) -> None:
+    site.start()
+    site.lookup()
+    shutil.rmtree(site.installation.runtime_dir)
+    result = site.installation.run("cache", "purge", "m", "key")
+    assert (result.returncode, result.stdout) == (0, "1 answer forgotten\n")
+    site.answer("two")
+    assert site.lookup() == "two"
+
+
+def test_the_command_leaves_the_server_of_another_file_alone(site: Site) -> None:
+    site.start()
+    site.lookup()
+    other = site.directory / "other.toml"
+    shutil.copy(site.installation.config, other)
+    result = subprocess.run(
+        [*COMMAND, "cache", "purge", "-c", other, "m"], capture_output=True, text=True, check=False, timeout=TIMEOUT
+    )
+    assert result.returncode == os.EX_UNAVAILABLE
+    assert f"is held by the server of {site.installation.config}" in result.stderr
+    site.answer("two")
+    assert site.lookup() == "one"
 
 
 def test_in_json_each_answer_is_a_document(site: Site) -> None:

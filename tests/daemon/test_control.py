@@ -89,8 +89,9 @@ def test_a_pid_file_of_the_command_line_comes_before_the_configured_one(installa
     other = installation.directory / "other.pid"
     process = installation.start("--pid-file", str(other))
     assert int(other.read_text()) == process.pid
-    assert installation.run("status").returncode == 3
+    assert installation.run("status").returncode == 0
     assert installation.run("status", "--pid-file", other).returncode == 0
+    assert installation.run("status", "--pid-file", installation.pid_file).returncode == 3
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=10) == 0
     assert not other.exists()

@@ -133,13 +133,8 @@ def test_the_maps_of_main_cf_are_right_to_check(installation: Installation, post
     assert (result.returncode, result.stderr) == (os.EX_OK, "")
     installation.configure(maps=result.stdout.replace('"users.sqlite"', f'"{postfix_directory}/users.sqlite"'))
     installation.config.chmod(0o600)  # there are passwords in it
-    check = installation.run("check")
-    assert check.returncode == os.EX_OK
-    # Of the servers there is none.
-    unexpected = [
-        line for line in check.stderr.splitlines() if ".query: cannot be checked: cannot connect" not in line
-    ]
-    assert unexpected == []
+    check = installation.run("check", "--no-connect")  # there is none of the servers
+    assert (check.returncode, check.stderr) == (os.EX_OK, "")
 
 
 def test_the_maps_of_main_cf_do_what_postfix_did_around_its_tables(postfix_directory: Path) -> None:

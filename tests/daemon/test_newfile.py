@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from prefork_socketmap.daemon import newfile, state
+from prefork_socketmap.daemon.configfile import PID_FILE_NAME, Places
 from prefork_socketmap.daemon.state import StateFile
 from prefork_socketmap.prefork.scoreboard import Scoreboard
 
@@ -27,6 +28,10 @@ def names(name: str) -> set[str]:
     return {name, f"{name}.{os.getpid()}.new", f"{name}.new", f"{stem}.new"}
 
 
+def places(directory: Path) -> Places:
+    return Places(directory, directory / PID_FILE_NAME)
+
+
 @pytest.mark.parametrize("hard", [False, True], ids=["symbolic link", "hard link"])
 @pytest.mark.parametrize("name", ["state.json", "scoreboard"])
 def test_a_link_in_the_place_of_a_file_of_runtime_dir_is_replaced_and_not_followed(
@@ -39,7 +44,7 @@ def test_a_link_in_the_place_of_a_file_of_runtime_dir_is_replaced_and_not_follow
     if name == "scoreboard":
         Scoreboard(directory / name).close()
     else:
-        StateFile(directory / name).ready(1)
+        StateFile(tmp_path / "config", places(directory)).ready(1)
     assert precious.read_text() == "data"
     assert stat.S_IMODE(precious.stat().st_mode) == 0o600
     assert stat.S_IMODE((directory / name).lstat().st_mode) == 0o644
@@ -74,7 +79,8 @@ def test_what_is_not_the_state_of_a_server_is_an_error_that_says_so(tmp_path: Pa
 
 def test_a_server_that_is_upgraded_goes_on_whatever_has_become_of_its_state(tmp_path: Path, precious: Path) -> None:
     (tmp_path / "state.json").symlink_to(precious)
-    StateFile(tmp_path / "state.json", resume=True).ready(3)
+    memory = StateFile(tmp_path / "config", places(tmp_path)).fileno()
+    StateFile(tmp_path / "config", places(tmp_path), memory).ready(3)
     found = state.read(tmp_path / "state.json")
     assert found is not None
     assert found.generation == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import sqlite3
 import subprocess
 
@@ -204,7 +205,9 @@ def test_code_that_cannot_be_loaded_is_told(file: Installation) -> None:
     (file.directory / "answers.py").write_text("1 / 0\n")
     result = query("-c", str(file.config), "answers", "found")
     assert result.returncode == os.EX_CONFIG
-    assert b"maps.answers: cannot be opened: ZeroDivisionError: division by zero" in result.stderr
+    assert (
+        b"maps.answers.function: cannot load 'answers:answer': ZeroDivisionError: division by zero" in result.stderr
+    )
 
 
 def test_verbose_shows_why_an_address_is_undone_or_not(installation: Installation) -> None:
@@ -244,3 +247,28 @@ def test_verbose_needs_a_file(server: Installation) -> None:
     result = query("-v", f"{server.endpoint}:answers", "found")
     assert result.returncode == os.EX_USAGE
     assert b"-v goes with -c" in result.stderr
+
+
+@pytest.mark.parametrize("timeout", ["1", "1s", "0.5"])
+def test_a_server_that_does_not_answer_is_waited_for_as_long_as_told(timeout: str) -> None:
+    with socket.create_server(("127.0.0.1", free_port())) as silent:
+        endpoint = f"inet:127.0.0.1:{silent.getsockname()[1]}"
+        result = query("--timeout", timeout, f"{endpoint}:answers", "key")
+    assert result.returncode == os.EX_UNAVAILABLE
+    seconds = float(timeout.rstrip("s"))
+    assert result.stderr.decode() == (
+        f"prefork-socketmap: {endpoint}:answers: {endpoint}: no reply within {seconds} s\n"
+    )
+
+
+@pytest.mark.parametrize("timeout", ["-1", "soon", "1y", ""])
+def test_a_wrong_timeout_is_a_wrong_command_line(timeout: str) -> None:
+    result = query(f"--timeout={timeout}", "inet:127.0.0.1:1:m", "key")
+    assert result.returncode == os.EX_USAGE
+    assert "is not accepted here" in result.stderr.decode()
+
+
+def test_a_timeout_goes_with_a_server_only(installation: Installation) -> None:
+    result = query("-c", str(installation.config), "--timeout", "1", "colours", "sky")
+    assert result.returncode == os.EX_USAGE
+    assert "--timeout is for a server" in result.stderr.decode()

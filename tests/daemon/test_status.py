@@ -17,9 +17,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from prefork_socketmap.client import TempFail
+from prefork_socketmap.daemon import report, tables
+from prefork_socketmap.daemon.report import Finding
 from prefork_socketmap.maps.srsaddress import Flaw
 from prefork_socketmap.prefork import scoreboard
 from prefork_socketmap.prefork.counters import OWN, SERVER_COUNTERS
+from prefork_socketmap.socketmap.netstring import encode
 from tests.daemon.installation import COMMAND, TIMEOUT, Installation, process_status
 from tests.serving import Client, end_of_newcomer
 from tests.waiting import eventually
@@ -46,6 +49,14 @@ def look_up(key):
             return fifo.read()
     return None
 """
+STUCK = """
+import signal
+def f(key):
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    while True:
+        pass
+"""
+WORKER = report.WorkerReport(0, 4711, 1, "busy", 0.0, "slow", 2.0, "192.0.2.1", report.Counters())
 MAPS = """
 [maps.colours]
 type = "static"
@@ -341,14 +352,20 @@ def test_connections_are_counted(site: Installation) -> None:
             "expired": 0,
             "timed_out": 0,
             "overflowed": 0,
+            "lost": 0,
         }
 
 
 @pytest.mark.parametrize(
-    ("limits", "counter"),
-    [("keepalive_timeout = 1", "expired"), ("read_timeout = 1", "timed_out")],
+    ("limits", "counter", "line"),
+    [
+        ("keepalive_timeout = 1", "expired", "silent connection closed after keepalive_timeout"),
+        ("read_timeout = 1", "timed_out", "connection closed after read_timeout or write_timeout"),
+    ],
 )
-def test_connections_that_limits_end_are_counted(installation: Installation, limits: str, counter: str) -> None:
+def test_connections_that_limits_end_are_counted_and_logged(
+    installation: Installation, limits: str, counter: str, line: str
+) -> None:
     installation.configure(limits)
     installation.start()
     with Client(installation.endpoint) as client:
@@ -357,6 +374,7 @@ def test_connections_that_limits_end_are_counted(installation: Installation, lim
         client.end()
         eventually(lambda: told(installation)["connections"][counter] == 1, what="it is counted")
         assert told(installation)["connections"]["silent"] == 0
+    installation.logged(f"[127.0.0.1]: {line}")
 
 
 def test_connections_that_make_room_are_counted(installation: Installation) -> None:
@@ -374,6 +392,7 @@ def test_connections_that_make_room_are_counted(installation: Installation) -> N
         eventually(make_room, what="room for a newer client")
         oldest.end()
         eventually(lambda: told(installation)["connections"]["evicted"] == 1, what="it is counted")
+    installation.logged("[127.0.0.1]: idle connection closed to make room for a new one")
 
 
 def test_refused_connections_are_counted(installation: Installation) -> None:
@@ -381,8 +400,10 @@ def test_refused_connections_are_counted(installation: Installation) -> None:
     installation.start()
     with Client(installation.endpoint) as client:
         client.ask(b"colours sky")
+        eventually(lambda: told(installation)["connections"]["silent"] == 1, what="it is in the table")
         end_of_newcomer(installation.endpoint)
         eventually(lambda: told(installation)["connections"]["refused"] == 1, what="it is counted")
+    installation.logged("[127.0.0.1]: connection refused: max_connections, or the limit of open files, is reached")
 
 
 def test_workers_that_are_killed_are_counted(installation: Installation) -> None:
@@ -392,6 +413,50 @@ def test_workers_that_are_killed_are_counted(installation: Installation) -> None
     eventually(lambda: told(installation)["workers"]["killed"] == 1, what="a stopped worker is killed")
     workers = told(installation)["workers"]
     assert (workers["died"], workers["throttled"]) == (0, 0)
+
+
+def test_workers_that_die_in_a_lookup_are_counted_for_its_map(site: Installation) -> None:
+    with Client(site.endpoint) as client:
+        client.send(encode(b"code die"))
+        client.end()
+    eventually(lambda: told(site)["maps"]["code"]["deaths"] == 1, what="it is counted")
+    found = told(site)
+    assert found["maps"]["colours"]["deaths"] == 0
+    assert found["connections"]["lost"] == 1
+    assert found["workers"]["died"] == 1
+    assert re.search(r"^map .* deaths$", site.run("status").stdout, re.MULTILINE)
+
+
+def test_a_lookup_whose_worker_has_to_be_killed_is_counted_for_its_map(installation: Installation) -> None:
+    (installation.directory / "stuck.py").write_text(STUCK)
+    maps = '[maps.stuck]\ntype = "python"\npath = ["."]\nfunction = "stuck:f"\n'
+    installation.configure("lookup_timeout = 0.5", maps=maps)
+    installation.start()
+    with Client(installation.endpoint) as client:
+        client.send(encode(b"stuck key"))
+        client.end()
+    eventually(lambda: told(installation)["maps"]["stuck"]["deaths"] == 1, what="it is counted")
+
+
+def test_a_name_that_is_no_map_is_told_in_log_and_status(site: Installation) -> None:
+    with Client(site.endpoint) as client:
+        for _ in range(3):
+            assert client.ask(b"colour sky").startswith(b"TEMP ")
+        assert "asked for, but no map: colour\n" in site.run("status").stdout
+        assert told(site)["unknown_maps"] == ["colour"]
+        assert client.ask(b"col\x1bour sky").startswith(b"TEMP ")
+    assert "\x1b" not in site.run("status").stdout
+    assert told(site)["maps"]["(unknown)"]["lookups"] == 4
+    site.logged("there is no map <colour>, and no default map")
+    assert site.log.read_text().count("there is no map <colour>") == 1
+
+
+def test_endless_names_fill_neither_log_nor_memory(site: Installation) -> None:
+    with Client(site.endpoint) as client:
+        for number in range(500):
+            assert client.ask(b"name%d key" % number).startswith(b"TEMP ")
+    assert site.log.read_text().count("there is no map") <= 21 * 2  # workers
+    assert 1 <= len(told(site)["unknown_maps"]) <= len(told(site)["slots"])
 
 
 def test_a_pause_after_a_failed_start_is_counted(site: Installation) -> None:
@@ -448,14 +513,15 @@ def test_a_scoreboard_that_cannot_be_read_is_named_and_the_server_still_found(in
     process = installation.start()
     file = installation.runtime_dir / "scoreboard"
     whole = file.read_bytes()
-    file.unlink()
-    assert "what it does cannot be read: [Errno 2] No such file" in installation.run("status").stdout
-    another = bytes([scoreboard.LAYOUT + 1])
+    another = scoreboard.LAYOUT ^ 1
     for content, problem in (
         (b"", "not a scoreboard, or cut short"),
         (whole[:100], "not a scoreboard, or cut short"),
         (bytes(len(whole)), "not a scoreboard"),
-        (whole[:8] + another + whole[9:], f"a scoreboard with layout {another[0]}, of another version"),
+        (
+            whole[:8] + another.to_bytes(8, sys.byteorder) + whole[16:],
+            f"a scoreboard with layout {another:08x}, of another version",
+        ),
     ):
         file.write_bytes(content)
         result = installation.run("status")
@@ -611,6 +677,58 @@ def test_watch_redraws_in_the_width_of_the_terminal_until_it_is_interrupted(inst
         os.close(master)
     assert b"colours" in shown
     assert max(len(line) for line in shown.replace(_CLEAR_SCREEN, b"").splitlines()) == 60
+
+
+def frames(text: str) -> list[str]:
+    """Return what was shown, each time."""
+    return re.split(r"^(?=prefork-socketmap is )", text, flags=re.MULTILINE)[1:]
+
+
+def test_watch_tells_rates_since_the_start_and_then_since_the_time_before(site: Installation) -> None:
+    with Client(site.endpoint) as client:
+        for _ in range(50):
+            client.ask(b"colours sky")
+        command = [*COMMAND, "status", "-c", str(site.config), "--watch", "0.2"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watch:
+            assert watch.stdout is not None
+            shown = ""
+            try:
+                while "in the last" not in shown:
+                    shown += watch.stdout.readline()
+                for _ in range(20):
+                    client.ask(b"colours sky")
+                    client.ask(b"nothing sky")
+                while not ("TEMP/s" in shown and re.search(r"^colours .* 70$", shown, re.MULTILINE)):
+                    shown += watch.stdout.readline()
+            finally:
+                watch.send_signal(signal.SIGINT)
+                rest, _ = watch.communicate(timeout=TIMEOUT)
+            shown += rest
+            assert watch.returncode == 0
+    first, *_ = frames(shown)
+    assert re.search(r"^since the start: [\d.]+ lookups/s, 0 failed/s$", first, re.MULTILINE)
+    assert re.search(r"^since the start: 1 connections accepted", first, re.MULTILINE)
+    later = next(frame for frame in frames(shown) if "TEMP/s" in frame)
+    assert re.search(r"^in the last \d.*: [\d.]+ lookups/s, [\d.]+ failed/s$", later, re.MULTILINE)
+    assert "asked for, but no map: nothing\n" in later
+
+
+def test_watch_shows_who_is_busy_and_survives_a_restart_of_the_server(site: Installation) -> None:
+    started = told(site)["started"]
+    before = report.Report(1, started - 5, 1, 0, 0, {}, [], [])
+    found = report.Report(1, started, 1, 1, 0, {"connections": {"evicted": 3}}, [], [WORKER], unknown=["na\x1bme"])
+    text = tables.render_rates(Finding(0, "running", 1, found), before, 2.0)
+    assert "since the start: 0 lookups/s" in text  # the totals of another server are no measure
+    assert "since the start: 3 connections evicted\n" in text
+    assert re.search(r"^busy worker +for +map +client\n +4711 +2\.0s +slow +192\.0\.2\.1$", text, re.MULTILINE)
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("number", "seconds", "shown"), [(0, 2.0, "0"), (1, 60.0, "<0.1"), (3, 2.0, "1.5"), (999, 2.0, "500")]
+)
+def test_a_rate_is_told_as_exactly_as_anybody_wants_to_know(number: int, seconds: float, shown: str) -> None:
+    assert tables._rate(number, seconds) == shown
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])

@@ -228,7 +228,7 @@ def _syntax_error(installation: Installation, program: Program) -> str:
 
 
 def _other_layout(installation: Installation, program: Program) -> str:
-    program.change("prefork/upgrade.py", '\nLAYOUT = f"', '\nLAYOUT = f"another ')
+    program.change("prefork/scoreboard.py", "_DEATHS = _PACES", "_DEATHS = 8 + _PACES")
     return "cannot take over from the running one"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.installation import TIMEOUT, Installation, process_status
+from tests.daemon.installation import TIMEOUT, Installation, has_ended, impostor, process_status
 from tests.integration.servers.process import program
 from tests.serving import Client
 
@@ -33,10 +33,12 @@ class Script:
         self._path.chmod(0o755)
         self._shell = program("dash", "dash")
 
-    def __call__(self, action: str) -> subprocess.CompletedProcess[str]:
+    def __call__(self, action: str, user: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run the script as an init system would: with hardly any environment."""
         return subprocess.run(
             [self._shell, self._path, action],
+            user=user,
+            cwd="/",
             env={"PATH": os.defpath},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -114,7 +116,7 @@ def test_stopping_twice_is_no_error(script: Script) -> None:
 def test_a_start_with_a_broken_config_fails_and_says_why(installation: Installation, script: Script) -> None:
     installation.config.write_text("nonsense = 1\n")
     result = script("start")
-    assert result.returncode not in (0, 2, 3, 4)
+    assert result.returncode == 6
     assert "nonsense: unknown key" in result.stderr
     assert "failed" in result.stdout
     assert script("status").returncode == 3
@@ -162,6 +164,54 @@ def test_a_server_that_was_killed_is_dead_and_can_be_started(installation: Insta
     assert script("status").returncode == 1
     assert script("start").returncode == 0
     assert script("status").returncode == 0
+
+
+@pytest.mark.parametrize("text", ["listen = [\n", None], ids=["broken", "gone"])
+def test_a_server_whose_config_is_broken_or_gone_is_found_and_stopped(
+    installation: Installation, script: Script, text: str | None
+) -> None:
+    assert script("start").returncode == 0
+    pid = installation.pid
+    if text is None:
+        installation.config.unlink()
+    else:
+        installation.config.write_text(text)
+    status = script("status")
+    assert status.returncode == 0
+    assert f"pid {pid}" in status.stdout
+    assert script("stop").returncode == 0
+    assert script("status").returncode == 3
+    assert has_ended(pid)()
+    assert script("stop").returncode == 0
+
+
+def test_what_cannot_be_told_is_a_failure(installation: Installation, script: Script) -> None:
+    """A package's maintainer script must not take it for "stopped"."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can change users: run the tests as root")
+    with impostor(installation.config):
+        assert script("status").returncode == 4
+        assert script("stop").returncode == 1
+
+
+@pytest.mark.parametrize(("code", "lsb"), [(os.EX_NOPERM, 4), (os.EX_CONFIG, 6), (1, 1)])
+@pytest.mark.parametrize("action", ["start", "reload"])
+def test_exit_codes_are_translated_into_those_of_the_lsb(
+    installation: Installation, script: Script, action: str, code: int, lsb: int
+) -> None:
+    stub = installation.directory / "stub"
+    stub.write_text(f'#!/bin/sh\n[ "$1" = status ] && exit 3\nexit {code}\n')
+    stub.chmod(0o755)
+    script.defaults.write_text(f"DAEMON={stub}\nCONFIG={installation.config}\n")
+    assert script(action).returncode == lsb
+
+
+def test_a_config_that_the_user_may_not_read_is_4(installation: Installation, script: Script) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can change users: run the tests as root")
+    installation.config.chmod(0o600)
+    script.defaults.write_text(f"DAEMON=/bin/true\nCONFIG={installation.config}\n")
+    assert script("start", user="nobody").returncode == 4
 
 
 def test_a_wrong_action_is_told(script: Script) -> None:

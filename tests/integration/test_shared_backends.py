@@ -117,7 +117,7 @@ def test_who_finds_no_connection_free_waits_and_then_is_told_why(
         "patient": on_postgresql(postgresql, **common),
         "impatient": on_postgresql(postgresql, **{**common, "timeout": 0.5}),
     }
-    installation.configure(maps=toml(maps))
+    installation.configure('lookup_timeout = "2m"\n', maps=toml(maps))
     installation.start()
     answers: list[str | None] = []
     holder = threading.Thread(target=lambda: answers.append(installation.lookup("slow", KEY)))

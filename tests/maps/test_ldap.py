@@ -178,9 +178,12 @@ def test_the_size_limit_is_a_temporary_failure(make: Make) -> None:
     assert make(query_filter="(description=%s)", size_limit=2).lookup("info@example.com").status is Status.OK
 
 
-def test_an_invalid_filter_is_a_temporary_failure(make: Make, caplog: pytest.LogCaptureFixture) -> None:
-    assert make(query_filter="(description=%s").lookup("x") == Reply.temp_fail("map m: the query failed")
-    assert "Bad search filter" in caplog.text
+def test_an_invalid_filter_is_told_before_anybody_is_asked(make: Make, slapd: Slapd) -> None:
+    slapd.stop()
+    with pytest.raises(SettingError, match=r"maps\.m\.query_filter: .* expected a filter"):
+        make(query_filter="(description=%s")
+    make(query_filter="(&(description=%s)(|(ou=%u)(ou=%d)(ou=%9)))")
+    slapd.start()
 
 
 def test_a_connection_that_was_cut_is_replaced_within_the_lookup(make: Make, slapd: Slapd) -> None:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from prefork_socketmap import Config
+from prefork_socketmap.prefork import scoreboard
 from prefork_socketmap.prefork.connection import Job
-from prefork_socketmap.prefork.counters import ENDINGS, MAX_NAMES, OTHER, server_counter
+from prefork_socketmap.prefork.counters import (
+    ENDINGS,
+    MAX_NAMES,
+    NOTE_SIZE,
+    OTHER,
+    SERVER_COUNTERS,
+    ServerCounter,
+    server_counter,
+)
 from prefork_socketmap.prefork.scoreboard import (
     LAYOUT,
     MAX_SLOTS,
@@ -135,8 +145,8 @@ def test_the_next_program_goes_on_with_it(path: Path) -> None:
         (lambda whole: bytes(len(whole)), "not a scoreboard$"),
         (lambda whole: b"\x7fELF" * (len(whole) // 4), "not a scoreboard$"),
         (
-            lambda whole: whole[:8] + bytes([LAYOUT + 1]) + whole[9:],
-            f"layout {LAYOUT + 1}, of another version of the program; this one reads layout {LAYOUT}",
+            lambda whole: whole[:8] + (LAYOUT ^ 1).to_bytes(8, sys.byteorder) + whole[16:],
+            f"layout {LAYOUT ^ 1:08x}, of another version of the program; this one reads layout {LAYOUT:08x}",
         ),
     ],
     ids=["empty", "torn", "zeros", "foreign", "other layout"],
@@ -280,3 +290,58 @@ def test_the_library_needs_no_file(serve: Serve, tmp_path: Path, monkeypatch: py
     with site.connect() as client:
         assert client.ask(b"ok key") == b"OK key"
     assert list(tmp_path.iterdir()) == []
+
+
+def _more_room_for_names() -> dict[str, object]:
+    return {"MAX_NAMES": MAX_NAMES + 1}
+
+
+def _one_more_word_in_a_row() -> dict[str, object]:
+    return {"_LATEST": 6}
+
+
+def _one_more_counter() -> dict[str, object]:
+    return {"SERVER_COUNTERS": (*SERVER_COUNTERS, ServerCounter("workers", "promoted", "Workers promoted."))}
+
+
+def _counters_in_another_order() -> dict[str, object]:
+    return {"SERVER_COUNTERS": SERVER_COUNTERS[::-1]}
+
+
+def _another_word_in_the_header() -> dict[str, object]:
+    moved = type("Board", (), dict(vars(Scoreboard)) | {"pid": vars(Scoreboard)["generation"]})
+    return {"Scoreboard": moved}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _more_room_for_names,
+        _one_more_word_in_a_row,
+        _one_more_counter,
+        _counters_in_another_order,
+        _another_word_in_the_header,
+    ],
+)
+def test_the_number_of_the_layout_changes_with_the_layout(change: Callable[[], dict[str, object]]) -> None:
+    assert scoreboard.layout_of(vars(scoreboard)) == LAYOUT
+    assert scoreboard.layout_of({**vars(scoreboard), **change()}) != LAYOUT
+
+
+def test_what_is_no_layout_does_not_change_its_number() -> None:
+    assert scoreboard.layout_of({**vars(scoreboard), "SLOW": 5.0, "_HELP": "text"}) == LAYOUT
+
+
+def test_a_note_is_kept_cut_off_and_read_by_others(path: Path) -> None:
+    board = Scoreboard(path)
+    board.learn(["users"])
+    row = board.claim(1)
+    users = board.open_counters(row.slot, board.labels())["users"]
+    users.count(0, 1e9)  # the last bucket: next to the note
+    users.note = "x" * 200
+    found = list(Scoreboard.read(path).counters(row.slot))[1]
+    assert found.note == "x" * NOTE_SIZE
+    assert found.buckets[-1] == 1
+    users.note = "short\udcff"
+    assert list(Scoreboard.read(path).counters(row.slot))[1].note == "short\ufffd"
+    assert found.buckets[-1] == 1
