@@ -27,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"medians of {options.rounds} alternating rounds of {options.seconds:g} s")
     if options.scenario == "maps":
         _compare_maps(options)
+    elif options.scenario == "srs":
+        _compare_srs(options)
     elif options.scenario == "cache":
         _compare_caches(options)
     elif options.scenario == "change":
@@ -42,10 +44,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "scenario",
         nargs="?",
-        choices=[*SCENARIOS, "maps", "cache", "change", "import"],
+        choices=[*SCENARIOS, "maps", "cache", "change", "import", "srs"],
         default="busy",
         metavar="SCENARIO",
-        help=f"{', '.join(SCENARIOS)}, maps, cache, change, import (default: %(default)s)",
+        help=f"{', '.join(SCENARIOS)}, maps, cache, change, import, srs (default: %(default)s)",
     )
     parser.add_argument(
         "-c",
@@ -72,6 +74,14 @@ def _compare_maps(options: argparse.Namespace) -> None:
 
     print("maps: this server beside the bare drivers\n")
     print(maps.run(functools.partial(_measure, options=options), options.seconds, options.rounds))
+
+
+def _compare_srs(options: argparse.Namespace) -> None:
+    from tests.bench import srs  # needs PostSRSd
+
+    print("srs: senders are rewritten, here and by PostSRSd")
+    for load in [Load(number) for number in options.connections or (1, 8)]:
+        print(f"\n{srs.run(functools.partial(_measure, options=options), load, options.rounds)}", flush=True)
 
 
 def _compare_caches(options: argparse.Namespace) -> None:
