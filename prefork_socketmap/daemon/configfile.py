@@ -11,7 +11,7 @@ import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,13 +147,6 @@ def load_places(path: Path) -> Places:
     """Read from the config file only where its server is found; nothing else in it has to be right."""
     with errors_in(path):
         return _places(path.absolute().parent, _parse(path))
-
-
-def keys_in(tables: Iterable[Table]) -> Iterator[tuple[str, object]]:
-    """Iterate over the keys and values in *tables*, and in the tables in them, such as that of a map's own Redis."""
-    for table in tables:
-        yield from table.items()
-        yield from keys_in(value for value in table.values() if isinstance(value, dict))
 
 
 def _parse(path: Path) -> dict[str, Any]:

@@ -47,7 +47,9 @@ class Load:
     connections: int
     interval: float = 0.0
     name: str = MAP
+    """The map in which ENTRIES are asked for."""
     questions: Sequence[Question] = field(default=(), repr=False)
+    """What is asked in their place."""
 
     def __str__(self) -> str:
         pace = f"one lookup each {self.interval:g} s" if self.interval else "busy"
@@ -101,7 +103,7 @@ class Loader:
         self._epoll = select.epoll()
         self._by_fd: dict[int, Client] = {}
         self._outcome = Outcome()
-        questions = load.questions or [socketmap_question(load.name, key, value) for key, value in ENTRIES.items()]
+        questions = load.questions or [socketmap_question(load.name, *entry) for entry in ENTRIES.items()]
         self._clients = [Client(questions[number % len(questions)]) for number in numbers]
         for client in self._clients:
             self._connect(client)
