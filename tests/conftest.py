@@ -15,6 +15,7 @@ pytest_plugins = [
     "tests.integration.servers.redis",
     "tests.integration.servers.slapd",
     "tests.maps.opening",
+    "tests.maps.tlspolicyworld",
     "tests.serving",
     "tests.crowd",  # it uses the one above
 ]

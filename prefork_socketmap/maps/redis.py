@@ -15,7 +15,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import redis
 from redis.backoff import NoBackoff
@@ -176,14 +176,18 @@ class RedisMap(TlsSettings, NetworkMap[redis.Redis]):
                 connection.execute_command("ASKING")
             answer = connection.execute_command(self.query.word, *arguments)
         except redis.ResponseError as error:
-            if isinstance(found := _typed(error), AskError):
-                raise ElsewhereError(found, _node(found.host or _host_of(connection), found.port)) from error
-            raise
+            self.refuse(connection, error)
         if self.query.word in _WRITING_COMMANDS:
             return None
         if self.query.word == "SISMEMBER":
             return arguments[-1:] if answer else None
         return None if answer is None else [to_text(answer)]
+
+    def refuse(self, connection: redis.Redis, error: redis.ResponseError) -> NoReturn:
+        """Raise ElsewhereError if *error* says that another node has the key, else *error*."""
+        if isinstance(found := _typed(error), AskError):
+            raise ElsewhereError(found, _node(found.host or _host_of(connection), found.port)) from error
+        raise error
 
     def examine(self, connection: redis.Redis) -> None:
         """Ask whether it is there for us, and, if it should be a node of a cluster, what it knows of that."""
@@ -213,6 +217,17 @@ class RedisMap(TlsSettings, NetworkMap[redis.Redis]):
         return int(connection.config_get("maxclients")["maxclients"] or 0)
 
     # A cluster.
+
+    def all_links(self) -> Sequence[Link[redis.Redis]]:
+        """Return the connections to the server or, of a cluster, to all nodes that have keys.
+
+        Raises LookupFailedError.
+        """
+        if not self.cluster:
+            return [self.own_link]
+        if not self._slots:
+            self._learn()
+        return [self._link_of(node) for node in dict.fromkeys(self._nodes)]
 
     def prepare(self) -> None:
         """Connect, if ``connect`` says so."""

@@ -40,6 +40,7 @@ _BUILT_IN = {
     "sqlite": "prefork_socketmap.maps.sqlite:SqliteMap",
     "srs": "prefork_socketmap.maps.srs:SrsMap",
     "static": "prefork_socketmap.maps.static:StaticMap",
+    "tls-policy": "prefork_socketmap.maps.tlspolicy:TlsPolicyMap",
     "unionmap": "prefork_socketmap.maps.unionmap:UnionMap",
 }
 

@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _change_a_file(options)
     elif options.scenario == "import":
         _import_the_library(options)
+    elif options.scenario == "tls-policy":
+        _compare_tls_policies(options)
     else:
         _compare_servers(options)
 
@@ -44,10 +46,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "scenario",
         nargs="?",
-        choices=[*SCENARIOS, "maps", "cache", "change", "import", "srs"],
+        choices=[*SCENARIOS, "maps", "cache", "change", "import", "srs", "tls-policy"],
         default="busy",
         metavar="SCENARIO",
-        help=f"{', '.join(SCENARIOS)}, maps, cache, change, import, srs (default: %(default)s)",
+        help=f"{', '.join(SCENARIOS)}, maps, cache, change, import, srs, tls-policy (default: %(default)s)",
     )
     parser.add_argument(
         "-c",
@@ -101,6 +103,15 @@ def _change_a_file(options: argparse.Namespace) -> None:
 def _import_the_library(options: argparse.Namespace) -> None:
     print("import: what it takes, above the bare interpreter\n")
     print(imports.run(options.rounds))
+
+
+def _compare_tls_policies(options: argparse.Namespace) -> None:
+    from tests.bench import tlspolicies  # needs root, DNS servers, and a package registry
+
+    print("tls-policy: answers that are remembered, here and by postfix-mta-sts-resolver")
+    loads = [Load(number) for number in options.connections or (1, 8)]
+    for report in tlspolicies.run(functools.partial(_measure, options=options), loads, options.rounds):
+        print(f"\n{report}", flush=True)
 
 
 def _compare_servers(options: argparse.Namespace) -> None:

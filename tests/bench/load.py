@@ -39,7 +39,10 @@ _LAST_ANSWERS = 5 * _SECOND
 
 @dataclass(frozen=True)
 class Load:
-    """How many connections ask, and how often each: every *interval* seconds, or as fast as it can (0); in *name*."""
+    """How many connections ask, and how often each: every *interval* seconds, or as fast as it can (0); in *name*.
+
+    They take turns in asking *questions*; if there are none, those of the one table of the bench.
+    """
 
     connections: int
     interval: float = 0.0

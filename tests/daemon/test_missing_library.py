@@ -20,6 +20,8 @@ NEEDS = [
     ("pcre2", "pcre", 'type = "pcre"\n', "type"),
     ("psycopg", "postgresql", 'type = "postgresql"\n', "type"),
     ("redis", "redis", 'type = "redis"\n', "type"),
+    ("dns", "tls-policy", 'type = "tls-policy"\n', "type"),
+    ("redis", "redis", 'type = "tls-policy"\nredis = { hosts = ["localhost"] }\n', "redis"),
 ]
 
 

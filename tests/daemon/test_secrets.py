@@ -66,6 +66,7 @@ TABLES: dict[str, dict[str, object]] = {
     "sqlite": {"dbpath": "database", "query": "SELECT '%s'"},
     "srs": {"direction": "reverse", "secret_file": "secrets"},
     "static": {"entries": {"key": "value"}},
+    "tls-policy": {"policy_cache": "index/policies", "resolver": [DEAD], "timeout": 1},
     "unionmap": {"maps": ["other"]},
 }
 # Those that read a file, and could tell what stands there.

@@ -116,10 +116,10 @@ def test_mail_flows_by_the_lines(block: dict[str, str], installation: Installati
 
 def test_the_blocks_are_found_and_name_maps_over_each_kind_of_socket(etc: Path) -> None:
     assert len(readme_blocks()) == 2
-    assert len(example_blocks(etc)) == 4
+    assert len(example_blocks(etc)) == 5
     values = " ".join(value for block in blocks() for value in block.values())
     maps = set(re.findall(r"socketmap:(?:inet:[\d.:]+|unix:[^:]+):([\w-]+)", values))
-    assert maps == {"domains", "aliases", "transport", "access", "srs-forward", "srs-reverse"}
+    assert maps == {"domains", "aliases", "transport", "access", "srs-forward", "srs-reverse", "tls-policy"}
     assert "socketmap:unix:socketmap/sock:" in values
 
 

@@ -50,6 +50,24 @@ class Daemon:
         """Return what it has logged so far."""
         return self._log.read_text()
 
+    def reload(self) -> None:
+        """Have it take its configuration into service again, and wait until it has."""
+        self.command("reload")
+
+    def upgrade(self) -> None:
+        """Have it run the program that is installed by now, and wait until it does."""
+        self.command("upgrade")
+
+    def command(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the program with its config file, which has to succeed."""
+        command = [sys.executable, "-m", "prefork_socketmap", name, "-c", str(self.directory / "config.toml")]
+        return subprocess.run([*command, *arguments], check=True, capture_output=True, text=True, timeout=60)
+
+    def restart(self) -> None:
+        """Stop it gracefully, and start it again."""
+        self._stop()
+        self.start()
+
     def table(self, kind: str, name: str) -> str:
         """Return the table *name* as main.cf names it, at the ``"inet"`` or the ``"unix"`` endpoint."""
         line = next(line for line in self.log().splitlines() if _READY in line)
@@ -58,6 +76,12 @@ class Daemon:
 
     def close(self) -> None:
         """Stop it gracefully and remove its directory."""
+        try:
+            self._stop()
+        finally:
+            shutil.rmtree(self.directory)
+
+    def _stop(self) -> None:
         assert self._process
         self._process.send_signal(signal.SIGTERM)
         try:
@@ -66,4 +90,3 @@ class Daemon:
         finally:
             self._process.kill()
             self._process.wait()
-            shutil.rmtree(self.directory)

@@ -50,6 +50,7 @@ bounce   unix - - n - 0 bounce
 defer    unix - - n - 0 bounce
 trace    unix - - n - 0 bounce
 smtp     unix - - {chroot} - - smtp
+tlsmgr   unix - - n 1000? 1 tlsmgr
 discard  unix - - n - - discard
 error    unix - - n - - error
 retry    unix - - n - - error
@@ -123,6 +124,10 @@ class Postfix:
     def start(self) -> None:
         """Start Postfix; its port is open when this returns."""
         self._run(self._postfix, "-c", self._etc, "start")
+
+    def reload(self) -> None:
+        """Have all processes but the master replaced by new ones, which remember nothing."""
+        self._run(self._postfix, "-c", self._etc, "reload")
 
     def smtp(self) -> Session:
         """Return a new SMTP session, a context manager."""
