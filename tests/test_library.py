@@ -305,7 +305,7 @@ def test_a_socket_that_cannot_listen_is_an_error_that_changes_nothing(
     with socket.socket() as one, socket.socket() as other:
         for sock in (one, other):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        one.bind(("127.0.0.1", 0))
+        one.bind(("127.0.0.1", free_port()))
         other.bind(one.getsockname())
         one.listen()
         before = own_descriptors()
