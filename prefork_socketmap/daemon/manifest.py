@@ -15,7 +15,8 @@ from typing import Self
 from prefork_socketmap.daemon import newfile
 from prefork_socketmap.settings import SettingError
 
-PLACE = Path("var/lib/prefork-socketmap/installed.json")
+PLACE = Path("var/lib/prefork-socketmap.installed.json")
+"""Not in /var/lib/prefork-socketmap: that is the workers', and root does what stands here."""
 
 
 def digest(content: bytes) -> str:
@@ -55,10 +56,8 @@ class Manifest:
         newfile.write(prefix / PLACE, json.dumps(asdict(self), indent=1) + "\n")
 
     def remove(self, prefix: Path) -> None:
-        """Remove it, and its directory."""
+        """Remove it."""
         (prefix / PLACE).unlink(missing_ok=True)
-        if (prefix / PLACE).parent.is_dir():
-            (prefix / PLACE).parent.rmdir()
 
     def has(self, path: Path, content: bytes | None) -> bool:
         """Whether *content* is what was put at *path*."""

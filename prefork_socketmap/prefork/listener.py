@@ -46,7 +46,7 @@ class ListenError(OSError):
     """An endpoint cannot be bound; the text names it and says why."""
 
     def __str__(self) -> str:
-        return str(self.strerror)
+        return self.strerror or super().__str__()
 
 
 @dataclass(frozen=True)

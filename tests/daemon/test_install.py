@@ -13,7 +13,7 @@ import pytest
 
 from prefork_socketmap.daemon import cli, configfile, install
 from prefork_socketmap.daemon.layout import Source
-from prefork_socketmap.daemon.manifest import digest
+from prefork_socketmap.daemon.manifest import PLACE, digest
 from tests.daemon.installation import COMMAND, TIMEOUT
 
 CONFIG = "etc/prefork-socketmap/prefork-socketmap.toml"
@@ -100,7 +100,7 @@ def test_what_was_changed_by_hand_is_kept_and_the_rest_is_brought_up_to_date(tmp
     # As if an older version had been installed, ...
     older = b"[Unit]\n"
     (tmp_path / UNIT).write_bytes(older)
-    manifest = tmp_path / "var/lib/prefork-socketmap/installed.json"
+    manifest = tmp_path / PLACE
     installed = json.loads(manifest.read_text())
     installed["files"][f"/{UNIT}"] = digest(older)
     manifest.write_text(json.dumps(installed))
@@ -138,10 +138,19 @@ def test_uninstall_takes_everything_back_but_what_was_changed(tmp_path: Path) ->
 
 def test_a_broken_record_of_what_was_installed_is_told(tmp_path: Path) -> None:
     run("install", tmp_path, "--systemd")
-    (tmp_path / "var/lib/prefork-socketmap/installed.json").write_text("{")
+    (tmp_path / PLACE).write_text("{")
     refused = run("uninstall", tmp_path)
     assert refused.returncode == os.EX_CONFIG
     assert "installed.json: is not what install has written" in refused.stderr
+
+
+def test_what_root_goes_by_lies_where_no_worker_can_write(tmp_path: Path) -> None:
+    run("install", tmp_path, "--systemd")
+    unit = (tmp_path / UNIT).read_text()
+    theirs = re.findall(r"^(Runtime|State|Cache|Logs)Directory=(\S+)", unit, flags=re.MULTILINE)
+    assert ("State", "prefork-socketmap") in theirs
+    assert (tmp_path / PLACE).exists()
+    assert (tmp_path / PLACE).parent == tmp_path / "var/lib"
 
 
 def test_one_has_to_say_for_which_init_system(tmp_path: Path) -> None:

@@ -421,3 +421,7 @@ def test_an_error_without_a_number_does_not_tell_one(path: Path) -> None:
     with pytest.raises(ListenError) as raised:
         open_listener(Endpoint("unix", path=f"{path}{'x' * 200}"), BACKLOG)
     assert str(raised.value).startswith("cannot listen on unix:")
+
+
+def test_an_error_shows_its_text_whoever_has_made_it() -> None:
+    assert str(ListenError(98, "cannot listen")) == str(ListenError("cannot listen")) == "cannot listen"
