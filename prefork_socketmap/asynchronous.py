@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -25,8 +25,7 @@ class EventLoop:
 
     def __init__(self, limit: float) -> None:
         self._limit = limit - min(_MOST, limit * _PART) if limit else None
-        self._runner = asyncio.Runner()
-        self._loop = self._runner.get_loop()
+        self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
 
     def lookup(self, function: Callable[..., Awaitable[T]]) -> Callable[..., T]:
@@ -47,13 +46,24 @@ class EventLoop:
         try:
             return self._loop.run_until_complete(task)
         except BaseException:
-            if not task.done():
-                task.cancel()
-                self._loop.run_until_complete(asyncio.wait([task], timeout=_LAST_WORDS))
-            if not task.done():
-                log.error("a task goes on, though it has been cancelled: %r", task)
+            self._cancel({task})
             raise
 
+    def _cancel(self, tasks: set[asyncio.Task[Any]]) -> None:
+        """Cancel those of *tasks* that are not done, and wait a moment for them."""
+        for task in tasks:
+            task.cancel()
+        self._await_end(tasks)
+
+    def _await_end(self, tasks: set[asyncio.Task[Any]]) -> None:
+        left = {task for task in tasks if not task.done()}
+        if left:
+            _, left = self._loop.run_until_complete(asyncio.wait(left, timeout=_LAST_WORDS))
+        for task in left:
+            log.error("a task goes on, though it should end: %r", task)
+
     def close(self) -> None:
-        """Cancel all tasks, and close the loop."""
-        self._runner.close()
+        """Cancel all tasks, and close the loop; but wait for none that goes on all the same, nor for threads."""
+        self._cancel(asyncio.all_tasks(self._loop))
+        self._await_end({self._loop.create_task(self._loop.shutdown_asyncgens())})
+        self._loop.close()

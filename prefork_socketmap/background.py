@@ -21,22 +21,24 @@ from prefork_socketmap.prefork.listener import Endpoint
 from prefork_socketmap.prefork.master import Master
 from prefork_socketmap.prefork.plan import Observer
 from prefork_socketmap.prefork.reload import StartError
+from prefork_socketmap.prefork.shared import is_ready
 from prefork_socketmap.prefork.worker import flush_output, leave_process
 
 log = logging.getLogger("prefork_socketmap.master")
 
 _MAX_REPORT = 1 << 20
 _BEGUN, _OVER = "begun", "over"
+LOOK = 1.0
+"""Seconds after which a wait begins anew: a signal that comes right before a system call does not end it."""
 
 
 MakeMaster = Callable[[Observer, socket.socket | None], Master]
 """Makes a master from the observer to report to, and the socket whose end shall stop it (None: nothing does)."""
 
 
-def raise_if_refused(problem: str | None) -> None:
-    """Raise the StartError that says why a reload was refused, if it was."""
-    if problem is not None:
-        raise StartError(problem)
+def has_stopped() -> RuntimeError:
+    """Return the error of a reload that has no outcome."""
+    return RuntimeError("the server has stopped before it had new workers")
 
 
 class BackgroundMaster:
@@ -48,6 +50,7 @@ class BackgroundMaster:
         """Fork and wait until the server answers. Raises what keeps it from that: ListenError, or StartError."""
         self._link, childs_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._news, childs_news = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._is_reloading = False
         self._reaping = threading.RLock()  # a signal handler may stop the server while its thread waits for it
         flush_output()
         self.pid = os.fork()
@@ -72,18 +75,35 @@ class BackgroundMaster:
 
     def reload(self) -> None:
         """Have the master reload. Raises StartError when it refuses, RuntimeError when it has stopped."""
+        self._is_reloading = True
+        try:
+            problem = self._await_outcome()
+        except (OSError, ValueError):  # somebody has stopped it meanwhile
+            raise has_stopped() from None
+        finally:
+            self._is_reloading = False
+            if not self.pid:
+                self._news.close()
+        if problem is not None:
+            raise StartError(problem)
+
+    def _await_outcome(self) -> str | None:
         with contextlib.suppress(BlockingIOError):
             while self._news.recv(_MAX_REPORT, socket.MSG_DONTWAIT):
                 pass  # of reloads that others have asked for
         self.send(signal.SIGHUP)
         has_begun = False
-        while report := self._news.recv(_MAX_REPORT):
+        while report := self._next_report():
             event, problem = pickle.loads(report)  # noqa: S301
             if event == _OVER and has_begun:
-                raise_if_refused(problem)
-                return
+                return str(problem) if problem is not None else None
             has_begun = has_begun or event == _BEGUN
-        raise RuntimeError("the server has stopped before it had new workers")
+        raise has_stopped()
+
+    def _next_report(self) -> bytes:
+        while not is_ready(self._news.fileno(), milliseconds=LOOK * 1000):
+            pass
+        return self._news.recv(_MAX_REPORT)
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until the master and its workers are gone, at most *timeout* seconds; return whether they are."""
@@ -98,7 +118,8 @@ class BackgroundMaster:
                     os.waitpid(self.pid, 0)
                 self.pid = 0
                 self._link.close()
-                self._news.close()
+                if not self._is_reloading:  # another thread reads from it, and closes it then
+                    self._news.close()
         return True
 
 

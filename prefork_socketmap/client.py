@@ -94,8 +94,6 @@ class SocketmapClient:
         or LookupTimeout, which are all LookupFailed; a ValueError for a map name with a space, which no request can
         carry.
         """
-        if " " in name:
-            raise ValueError(f"a map name has no space: {name!r}")
         return value_of(self._ask(netstring.encode(Request(name, key).encode())))
 
     def close(self) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import queue
 import signal
 import socket
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from prefork_socketmap.background import MakeMaster, raise_if_refused
+from prefork_socketmap.background import LOOK, MakeMaster, has_stopped
 from prefork_socketmap.config import Config
 from prefork_socketmap.prefork.counters import SlotCounters
 from prefork_socketmap.prefork.listener import Endpoint
 from prefork_socketmap.prefork.master import Master
 from prefork_socketmap.prefork.plan import Observer, Plan
+from prefork_socketmap.prefork.reload import StartError
 from prefork_socketmap.registered import Function, Registered
 from prefork_socketmap.service import Answer, Service, counter_names
 
@@ -42,21 +45,14 @@ def master_maker(
         found = registered()
         names = counter_names(found.maps, has_default=found.default is not None)
         worker = Worker(found, config, begins)
-        where = (*endpoints,) if is_all else (*found.endpoints, *endpoints)
-        return Plan(where, config, worker.start, names, stop=worker.stop)
+        also = Registered() if is_all else found
+        where = (*also.endpoints, *endpoints)
+        return Plan(where, config, worker.start, names, stop=worker.stop, sockets=(*also.sockets, *sockets))
 
     def make(observer: Observer, lifeline: socket.socket | None) -> Master:
-        inherited = [_listening(sock, config.backlog) for sock in sockets]
-        return Master(plan(), load=plan, observer=observer, inherited=inherited, lifeline=lifeline)
+        return Master(plan(), load=plan, observer=observer, lifeline=lifeline)
 
     return make
-
-
-def _listening(sock: socket.socket, backlog: int) -> socket.socket:
-    """Return a duplicate of *sock*, which listens."""
-    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        sock.listen(backlog)
-    return sock.dup()
 
 
 class Worker:
@@ -97,10 +93,20 @@ class Worker:
         for each in self._registered.stops:
             try:
                 self._run(each)
-            except Exception:
+            except BaseException:
                 log.exception("a function of on_worker_stop has failed")
         if self._loop:
             self._loop.close()
+
+
+Outcome = queue.SimpleQueue[Exception | None]
+"""Of one reload: what it raises. There is no lock in it that a signal handler could stand before."""
+
+
+def _await(outcome: Outcome) -> Exception | None:
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return outcome.get(timeout=LOOK)
 
 
 class Foreground(Observer):
@@ -110,9 +116,8 @@ class Foreground(Observer):
         self.master = make_master(self, None)
         self._over = threading.Event()
         self._thread = threading.get_ident()
-        self._news = threading.Condition()
-        self._has_begun = False
-        self._outcomes: list[str | None] = []
+        self._awaited: Outcome | None = None
+        self._begun: Outcome | None = None
 
     def stop(self, number: signal.Signals, timeout: float | None) -> bool:
         """Stop the master; return whether it has ended, or will without our waiting."""
@@ -130,29 +135,25 @@ class Foreground(Observer):
 
     def reload(self) -> None:
         """Have the master reload, wait, and raise StartError when it was refused."""
-        with self._news:
-            self._has_begun = False
-            self._outcomes.clear()
-            self.master.reload()
-            self._news.wait_for(lambda: self._outcomes or self._over.is_set())
-            if not self._outcomes:
-                raise RuntimeError("the server has stopped before it had new workers")
-            raise_if_refused(self._outcomes[0])
+        outcome = self._awaited = Outcome()
+        if self._over.is_set():  # now: whoever sets it looks for us then
+            raise has_stopped()
+        self.master.reload()
+        if error := _await(outcome):
+            raise error
 
     def end(self) -> None:
         """Tell everybody who waits that the master has ended."""
         self._over.set()
-        with self._news:
-            self._news.notify_all()
+        if self._awaited:
+            self._awaited.put(has_stopped())
 
     def reloading(self) -> None:
-        """Note that what is registered now is what the outcome is about."""
-        with self._news:
-            self._has_begun = True
+        """Note who waits for the outcome: whoever asks from now on waits for that of the next one."""
+        self._begun = self._awaited
 
     def reloaded(self, generation: int, problem: str | None) -> None:  # noqa: ARG002
         """Tell whoever waits for it."""
-        with self._news:
-            if self._has_begun:
-                self._outcomes.append(problem)
-                self._news.notify_all()
+        if self._begun:
+            self._begun.put(None if problem is None else StartError(problem))
+            self._begun = None

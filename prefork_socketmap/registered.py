@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prefork_socketmap.prefork.listener import Endpoint
+if TYPE_CHECKING:
+    import socket
+
+    from prefork_socketmap.prefork.listener import Endpoint
 
 
 class Function(NamedTuple):
@@ -23,6 +26,8 @@ class Registered(NamedTuple):
     starts: tuple[Function, ...] = ()
     stops: tuple[Function, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()
+    sockets: tuple[socket.socket, ...] = ()
+    """Duplicates of the program's."""
 
     @property
     def is_async(self) -> bool:

@@ -5,22 +5,24 @@ What a lookup may return and what becomes of it is in ``service``; how workers l
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from prefork_socketmap import usage
 from prefork_socketmap.config import Config
-from prefork_socketmap.prefork.listener import Endpoint
 from prefork_socketmap.registered import Function, Registered
+from prefork_socketmap.socketmap.messages import to_bytes
 
 if TYPE_CHECKING:
     from prefork_socketmap.background import BackgroundMaster, MakeMaster
     from prefork_socketmap.foreground import Foreground
+    from prefork_socketmap.prefork.listener import Endpoint
     from prefork_socketmap.service import Answer, DefaultLookup, Lookup
 
     AsyncLookup = Callable[[str], Awaitable[Answer]]
@@ -30,6 +32,7 @@ AnyLookup = TypeVar("AnyLookup", bound="Lookup | AsyncLookup")
 AnyDefaultLookup = TypeVar("AnyDefaultLookup", bound="DefaultLookup | AsyncDefaultLookup")
 AnyFunction = TypeVar("AnyFunction", bound=Callable[[], object])
 
+_LONGEST_WAIT = 2e6  # seconds: the kernel counts milliseconds in 32 bits; nothing takes as long to stop
 _ENDPOINT = 'an Endpoint, "inet:host:port" or "unix:/path", or a socket'
 
 
@@ -44,8 +47,9 @@ class Server:
 
     What is registered while the server serves, in another thread, takes effect as after a HUP: new workers have to
     prove themselves before the old ones leave, and no connection is closed. It raises ``StartError`` when they cannot
-    start, and then nothing has changed; and RuntimeError in a worker, in a signal handler of the thread that serves,
-    and after ``start``, since another process, which has none of this one's functions, serves then.
+    start, and then nothing has changed; and RuntimeError in a worker, in a signal handler of the thread that serves
+    or that waits for another change, and after ``start``: another process serves then, which no function can be given
+    to.
 
     >>> server = Server()
     >>> @server.map("virtual_domains")
@@ -59,9 +63,9 @@ class Server:
             usage.wrong_type("config", config, "a Config, or nothing")
         self._config = config or Config()
         self._registered = Registered()
-        self._sockets: list[socket.socket] = []
         self._lock = threading.RLock()
-        self._changing = threading.Lock()
+        self._changing = threading.RLock()
+        self._is_changing = False
         self._foreground: Foreground | None = None
         self._background: BackgroundMaster | None = None
         self._is_worker = False
@@ -70,7 +74,7 @@ class Server:
     def __repr__(self) -> str:
         found = self._registered
         names = [*found.maps, *(["(default)"] if found.default else [])]
-        where = [*map(str, found.endpoints), *(f"descriptor {sock.fileno()}" for sock in self._sockets)]
+        where = [*map(str, found.endpoints), *(f"descriptor {sock.fileno()}" for sock in found.sockets)]
         state = "closed" if self._closed else "serving" if self._is_serving() else "not serving"
         return f"<Server: maps {names}, endpoints {where}, {state}>"
 
@@ -145,12 +149,14 @@ class Server:
         """Add an endpoint: ``"inet:host:port"``, ``"unix:/path"``, an ``Endpoint``, or a socket or its descriptor.
 
         A socket has to be bound. It stays the caller's, who closes it in the end; until then clients can connect to
-        it, served or not. While the server serves none can be added. Raises SettingError for a text that is no
-        endpoint, ValueError for a socket that cannot be served, TypeError for anything else.
+        it, served or not. Raises SettingError for a text that is no endpoint, ValueError for a socket that cannot be
+        served, TypeError for anything else.
         """
         if usage.is_socket(endpoint):
             self._add_socket(endpoint)
             return
+        from prefork_socketmap.prefork.listener import Endpoint  # here: it is a quarter of what an import takes
+
         if isinstance(endpoint, str):
             endpoint = Endpoint.parse(endpoint, self._config.port)
         elif not isinstance(endpoint, Endpoint):
@@ -160,11 +166,11 @@ class Server:
 
     def _add_socket(self, found: socket.socket | int) -> None:
         sock = usage.bound_socket(found)
-        with self._lock:
-            if self._is_serving():
-                sock.close()
-                raise RuntimeError("a socket cannot be added while the server serves")
-            self._sockets.append(sock)
+        try:
+            self._change(lambda found: found._replace(sockets=(*found.sockets, sock)))
+        except BaseException:
+            sock.close()
+            raise
 
     def listen_and_serve(self, address: str = "") -> None:
         """Serve on a TCP *address*, ``"host:port"``, until stopped; what is missing is 127.0.0.1, and Config.port.
@@ -173,6 +179,8 @@ class Server:
         """
         if not isinstance(address, str):
             usage.wrong_type("address", address, 'a str, "host:port"')
+        from prefork_socketmap.prefork.listener import Endpoint
+
         self._serve([Endpoint.parse_inet(address, self._config.port)])
 
     def listen_and_serve_unix(self, path: str | os.PathLike[str]) -> None:
@@ -182,6 +190,8 @@ class Server:
             usage.wrong_type("path", path, "the path of a socket, a str or a Path")
         if not found:
             raise ValueError("path: an empty path is not accepted here; expected that of a socket")
+        from prefork_socketmap.prefork.listener import Endpoint
+
         self._serve([Endpoint("unix", path=found)])
 
     def serve(self, sock: socket.socket | int) -> None:
@@ -221,12 +231,13 @@ class Server:
 
         It stops when this process ends. Use it as a context manager to stop it earlier.
         """
-        with self._lock:
+        self._check_is_no_worker("cannot serve itself")
+        with self._in_order(), self._lock:
             return self._start_by(self._master_for([], []))
 
     def _start_on(self, endpoint: Endpoint) -> RunningServer:
         """Serve in the background, on *endpoint* and nowhere else: for ``testing``."""
-        with self._lock:
+        with self._in_order(), self._lock:
             return self._start_by(self._master_for([endpoint], [], is_all=True))
 
     def _start_by(self, make_master: MakeMaster) -> RunningServer:
@@ -243,7 +254,7 @@ class Server:
         that serves, by a signal handler.
         """
         self._check_may_change()
-        with self._changing:
+        with self._in_order():
             foreground, background = self._foreground, self._background
             if foreground:
                 foreground.reload()
@@ -257,8 +268,9 @@ class Server:
 
         Raises TimeoutError when it takes longer; the server goes on stopping. Without a timeout stop_timeout bounds
         it. Called where the server itself runs, from a signal handler, it returns at once. Does nothing when the
-        server does not serve.
+        server does not serve. Raises RuntimeError in a worker.
         """
+        self._check_is_no_worker("cannot stop the server")
         if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float)):
             usage.wrong_type("timeout", timeout, "a number of seconds, or None")
         if timeout is not None and not timeout >= 0:
@@ -266,14 +278,17 @@ class Server:
         self._stop(signal.SIGTERM, timeout)
 
     def close(self) -> None:
-        """Stop at once: lookups under way are lost. The server cannot serve again."""
+        """Stop at once: lookups under way are lost. The server cannot serve again. An error in a worker."""
+        self._check_is_no_worker("cannot stop the server")
         self._closed = True
         self._stop(signal.SIGQUIT, None)
-        while self._sockets:
-            self._sockets.pop().close()
+        sockets, self._registered = self._registered.sockets, self._registered._replace(sockets=())
+        for sock in sockets:
+            sock.close()
 
     def _stop(self, number: signal.Signals, timeout: float | None) -> None:
         foreground, background = self._foreground, self._background
+        timeout = timeout if timeout is None else min(timeout, _LONGEST_WAIT)
         gone = True
         if foreground:
             gone = foreground.stop(number, timeout)
@@ -288,16 +303,31 @@ class Server:
     def _is_serving(self) -> bool:
         return bool(self._foreground or (self._background and not self._background.wait(0)))
 
-    def _check_may_change(self) -> None:
+    def _check_is_no_worker(self, problem: str) -> None:
         if self._is_worker:
-            raise RuntimeError("this is a worker: what it registers, nobody else would know")
+            raise RuntimeError(f"this is a worker, which {problem}")
+
+    @contextlib.contextmanager
+    def _in_order(self) -> Iterator[None]:
+        """Let one change follow the other: of this thread, too, whose signal handlers cannot wait for it."""
+        with self._changing:
+            if self._is_changing:
+                raise RuntimeError("this thread waits for another change of the server: a signal handler cannot")
+            self._is_changing = True
+            try:
+                yield
+            finally:
+                self._is_changing = False
+
+    def _check_may_change(self) -> None:
+        self._check_is_no_worker("cannot change the server: nobody else would know")
         if self._foreground:
             self._foreground.check_may_wait()
 
     def _change(self, change: Callable[[Registered], Registered]) -> None:
         """Apply *change*; if the server serves, to all workers, or to nothing."""
         self._check_may_change()
-        with self._changing:
+        with self._in_order():
             with self._lock:
                 before, serving = self._registered, self._foreground
                 after = change(before)
@@ -318,13 +348,14 @@ class Server:
                     raise
 
     def _check_may_serve(self, *, has_endpoint: bool) -> None:
+        self._check_is_no_worker("cannot serve itself")
         if self._closed:
             raise RuntimeError("the server is closed")
         if self._is_serving():
             raise RuntimeError("the server is serving already")
         if not self._registered.maps and not self._registered.default:
             raise RuntimeError("no map is registered: there is nothing to serve")
-        if not (has_endpoint or self._registered.endpoints or self._sockets):
+        if not (has_endpoint or self._registered.endpoints or self._registered.sockets):
             raise RuntimeError("no endpoint is named: call listen() first")
 
     def _master_for(
@@ -332,9 +363,6 @@ class Server:
     ) -> MakeMaster:
         """Return what makes a master that serves on *endpoints* and *sockets* and, unless that *is_all*, on ours."""
         self._check_may_serve(has_endpoint=bool(endpoints or sockets))
-        if not is_all:
-            sockets = [*self._sockets, *sockets]
-
         # Here: a program that only registers, for its tests or its documentation, has no use for a process model.
         from prefork_socketmap.foreground import master_maker
 
@@ -349,8 +377,15 @@ class Server:
 def _check_name(name: object) -> None:
     if not isinstance(name, str):
         usage.wrong_type("name", name, 'the name of a map, a str, as in @server.map("name")')
-    if not name or " " in name:
+    if not name or " " in name or not _is_encodable(name):
         raise ValueError(f"{name!r} cannot be a map's name: a space ends the name in a request, and it is not empty")
+
+
+def _is_encodable(name: str) -> bool:
+    try:
+        return bool(to_bytes(name))
+    except UnicodeEncodeError:  # a lone surrogate that stands for no byte
+        return False
 
 
 class RunningServer:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from prefork_socketmap import usage
 from prefork_socketmap.client import SocketmapClient
 from prefork_socketmap.prefork.listener import Endpoint
 from prefork_socketmap.server import Server
@@ -24,6 +25,8 @@ def serving(server: Server) -> Iterator[SocketmapClient]:
 
     It is stopped in the end. Raises what ``Server.start`` raises.
     """
+    if not isinstance(server, Server):
+        usage.wrong_type("server", server, "a Server")
     with server._start_on(Endpoint("inet", "127.0.0.1", 0)) as running:
         (endpoint,) = running.endpoints
         with SocketmapClient(endpoint, timeout=TIMEOUT) as client:

@@ -48,10 +48,9 @@ def bound_socket(found: socket.socket | int) -> socket.socket:
     """Return a duplicate of *found*, a socket or its descriptor. Raises ValueError for one that cannot be served."""
     try:
         sock = found.dup() if isinstance(found, socket.socket) else socket.socket(fileno=_duplicate(found))
-    except OSError as error:
-        raise ValueError(
-            f"sock: {_shown(found)} is no open socket ({error.strerror}); expected {_ACCEPTED}"
-        ) from None
+    except (OSError, ValueError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"sock: {_shown(found)} is no open socket ({reason}); expected {_ACCEPTED}") from None
     if problem := _problem_of(sock):
         sock.close()
         raise ValueError(f"sock: {problem}; expected {_ACCEPTED}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import io
 import os
@@ -11,7 +12,8 @@ import signal
 import socket
 import threading
 import tomllib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,18 @@ from prefork_socketmap.client import LookupTimeout, SocketmapClient, TempFail
 from prefork_socketmap.socketmap.netstring import Decoder
 from prefork_socketmap.testing import serve_socketmap, serving
 from tests.integration.servers.process import free_port
-from tests.serving import DEADLINE, Client, Gate, await_end, children, kill, say_ok
+from tests.serving import (
+    DEADLINE,
+    Client,
+    Fork,
+    Gate,
+    await_end,
+    children,
+    descriptors,
+    exit_code,
+    kill,
+    say_ok,
+)
 from tests.waiting import eventually
 
 __all__ = ["serve_socketmap"]  # a fixture
@@ -73,6 +86,11 @@ def where(sock: socket.socket) -> str:
     return f"inet:127.0.0.1:{sock.getsockname()[1]}"
 
 
+def own_descriptors() -> Counter[str]:
+    """Return what this process has open besides connections, of which a master in it has duplicates."""
+    return descriptors(os.getpid(), 1024)
+
+
 def answers(endpoint: str, request: bytes = b"map key", answer: bytes = b"OK ok") -> Client:
     """Return a client, as soon as it gets this answer at *endpoint*."""
 
@@ -97,6 +115,7 @@ def yields(key: str) -> Iterator[str]:
 WRONG: list[tuple[Callable[[Server], object], type[Exception], str]] = [
     (lambda server: server.map(say_ok), TypeError, r"name: the function say_ok .*@server\.map\(\"name\"\)"),  # type: ignore[arg-type]
     (lambda server: server.map(""), ValueError, "cannot be a map's name"),
+    (lambda server: server.map("\ud800"), ValueError, "cannot be a map's name"),
     (lambda server: server.register_map(b"a", say_ok), TypeError, "name: a bytes is not accepted"),  # type: ignore[arg-type]
     (lambda server: server.register_map("a", {"x": "y"}), TypeError, r"function: a table .*function\(key\)"),  # type: ignore[arg-type]
     (
@@ -112,6 +131,8 @@ WRONG: list[tuple[Callable[[Server], object], type[Exception], str]] = [
     (lambda server: server.listen(("h", 1)), TypeError, "endpoint: .*expected an Endpoint"),  # type: ignore[arg-type]
     (lambda server: server.listen(True), TypeError, "endpoint: True"),
     (lambda server: server.listen(4096), ValueError, "sock: 4096 is no open socket .*expected a bound"),
+    (lambda server: server.listen(-1), ValueError, "sock: -1 is no open socket"),
+    (lambda server: server.listen(2**40), ValueError, "sock: 1099511627776 is no open socket"),
     (lambda server: server.listen("nonsense"), SettingError, "inet:host:port"),
     (lambda server: server.listen_and_serve(25), TypeError, "address: 25"),  # type: ignore[arg-type]
     (lambda server: server.listen_and_serve_unix(25), TypeError, "path: 25"),  # type: ignore[arg-type]
@@ -119,9 +140,13 @@ WRONG: list[tuple[Callable[[Server], object], type[Exception], str]] = [
     (lambda server: server.serve("inet:h:1"), TypeError, "sock: 'inet:h:1' .*expected a socket"),  # type: ignore[arg-type]
     (lambda server: server.shutdown("soon"), TypeError, "timeout: 'soon'"),  # type: ignore[arg-type]
     (lambda server: server.shutdown(-1), ValueError, "timeout: -1"),
+    (lambda server: server.shutdown(float("nan")), ValueError, "timeout: nan"),
     (lambda server: Server({"port": 1}), TypeError, "config: a table .*expected a Config"),  # type: ignore[arg-type]
     (lambda server: Server("x"), TypeError, "config: 'x' .*expected a Config"),  # type: ignore[arg-type]
     (lambda server: SocketmapClient(25), TypeError, "endpoint: 25"),  # type: ignore[arg-type]
+    (lambda server: SocketmapClient("inet:h:1").lookup("a b", ""), ValueError, "a map name has no space: 'a b'"),
+    (lambda server: SocketmapClient("inet:h:1").lookup(5, ""), TypeError, "name: type int"),  # type: ignore[arg-type]
+    (lambda server: serving("x").__enter__(), TypeError, "server: 'x' .*expected a Server"),  # type: ignore[arg-type]
     (lambda server: Config(lookup_timeout="1x"), SettingError, "lookup_timeout: '1x'"),
 ]
 
@@ -256,6 +281,41 @@ def test_a_map_that_is_registered_while_the_server_serves_is_known_to_all_worker
     assert client.is_open
 
 
+def test_a_socket_that_is_added_while_the_server_serves_is_served(
+    server: Server, endpoint: str, in_thread: InThread, bound: socket.socket
+) -> None:
+    in_thread()
+    client = answers(endpoint)
+    server.listen(bound)
+    server.listen(bound.fileno())  # it is the same one
+    with Client(where(bound)) as other:
+        assert other.ask(b"map key") == b"OK ok"
+        before = own_descriptors()
+        server.reload()
+        eventually(lambda: own_descriptors() <= before, DEADLINE, "no more descriptors than before")
+        assert other.ask(b"map key") == b"OK ok"
+    assert client.ask(b"map key") == b"OK ok"
+
+
+def test_a_socket_that_cannot_listen_is_an_error_that_changes_nothing(
+    server: Server, endpoint: str, in_thread: InThread
+) -> None:
+    in_thread()
+    client = answers(endpoint)
+    with socket.socket() as one, socket.socket() as other:
+        for sock in (one, other):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.bind(("127.0.0.1", 0))
+        other.bind(one.getsockname())
+        one.listen()
+        before = own_descriptors()
+        with pytest.raises(StartError, match=f"cannot listen on {where(one)}: Address already in use"):
+            server.listen(other)
+        eventually(lambda: own_descriptors() <= before, DEADLINE, "no more descriptors than before")
+    assert client.ask(b"map key") == b"OK ok"
+    server.reload()
+
+
 def test_a_change_with_which_no_worker_can_start_is_refused_and_undone(
     server: Server, endpoint: str, in_thread: InThread
 ) -> None:
@@ -334,8 +394,10 @@ def test_what_another_process_cannot_be_told_is_an_error(server: Server, endpoin
         ):
             with pytest.raises(RuntimeError, match=r"after start\(\) another process serves"):
                 change()
-        with pytest.raises(RuntimeError, match="while the server serves"):
+        before = descriptors(os.getpid())
+        with pytest.raises(RuntimeError, match=r"after start\(\) another process serves"):
             server.listen(bound)
+        assert descriptors(os.getpid()) == before
     server.register_map("new", say_ok)
 
 
@@ -382,6 +444,181 @@ def test_a_server_that_is_stopped_leaves_nobody_waiting_for_new_workers(
     assert "stopped before it had new workers" in str(errors[0])
 
 
+@pytest.mark.parametrize("how", ["start", "serve_forever"])
+def test_reloads_that_are_asked_for_at_the_same_time_all_take_place(
+    server: Server, endpoint: str, in_thread: InThread, how: str
+) -> None:
+    server.register_map("who", lambda key: str(os.getpid()))
+    server.start() if how == "start" else in_thread()
+    client = answers(endpoint)
+    before = client.ask(b"who key")
+    seen: list[bytes] = []
+
+    def reload() -> None:
+        server.reload()
+        with Client(endpoint) as other:
+            seen.append(other.ask(b"who key"))
+
+    threads = [threading.Thread(target=reload) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE)
+    assert len(seen) == 3
+    assert before not in seen
+    assert client.ask(b"map key") == b"OK ok"
+
+
+@pytest.fixture
+def on_signal() -> Iterator[Callable[[Callable[[], object]], list[Exception]]]:
+    """Call a function when SIGUSR1 comes; return a list of the errors that it raises.
+
+    To be named before the server, so that this one ends first: its workers send the signal, which would kill us.
+    """
+    previous = signal.getsignal(signal.SIGUSR1)
+
+    def handle(function: Callable[[], object]) -> list[Exception]:
+        errors: list[Exception] = []
+
+        def call(_number: int, _frame: object) -> None:
+            try:
+                function()
+            except Exception as error:  # noqa: BLE001
+                errors.append(error)
+
+        signal.signal(signal.SIGUSR1, call)
+        return errors
+
+    yield handle
+    signal.signal(signal.SIGUSR1, previous)
+
+
+@pytest.mark.parametrize("how", ["start", "serve_forever"])
+@pytest.mark.parametrize(
+    "change",
+    [lambda server: server.reload(), lambda server: server.register_map("other", say_ok)],
+    ids=["reload", "register_map"],
+)
+def test_a_signal_handler_cannot_wait_for_a_change_in_the_middle_of_another(
+    on_signal: Callable[..., list[Exception]],
+    server: Server,
+    endpoint: str,
+    in_thread: InThread,
+    how: str,
+    change: Callable[[Server], None],
+    tmp_path: Path,
+) -> None:
+    program, switch = os.getpid(), tmp_path / "on"
+
+    @server.on_worker_start
+    def disturb() -> None:
+        if switch.exists():
+            kill(program, signal.SIGUSR1)
+
+    server.start() if how == "start" else in_thread()
+    client = answers(endpoint)
+    errors = on_signal(lambda: change(server))
+    switch.touch()
+    server.reload()
+    assert "waits for another change" in str(eventually(lambda: errors, DEADLINE)[0])
+    assert client.ask(b"map key") == b"OK ok"
+
+
+@pytest.mark.parametrize("how", ["start", "serve_forever"])
+def test_a_signal_handler_stops_the_server_in_the_middle_of_a_reload(
+    on_signal: Callable[..., list[Exception]],
+    server: Server,
+    endpoint: str,
+    in_thread: InThread,
+    how: str,
+    tmp_path: Path,
+) -> None:
+    gate, program, switch = Gate(), os.getpid(), tmp_path / "on"
+
+    @server.on_worker_start
+    def disturb() -> None:
+        if switch.exists():
+            kill(program, signal.SIGUSR1)
+            gate.lookup("")  # never
+
+    server.start() if how == "start" else in_thread()
+    answers(endpoint).close()
+    errors = on_signal(lambda: server.shutdown(DEADLINE))
+    switch.touch()
+    with pytest.raises(RuntimeError, match="stopped before it had new workers"):
+        server.reload()
+    assert errors == []
+    assert "not serving" in repr(server)
+
+
+def test_a_signal_handler_of_the_thread_that_serves_cannot_wait_for_new_workers(
+    server: Server, endpoint: str, fork: Fork
+) -> None:
+    gate = Gate()
+
+    def change(_number: int, _frame: object) -> None:
+        for call in (server.reload, lambda: server.register_map("new", say_ok)):
+            with pytest.raises(RuntimeError, match="the thread that serves cannot wait"):
+                call()
+        gate.arrive()
+
+    def serve() -> None:
+        signal.signal(signal.SIGUSR1, change)
+        server.serve_forever()
+
+    process = fork(serve)
+    client = answers(endpoint)
+    kill(process.pid or 0, signal.SIGUSR1)
+    gate.await_arrival()
+    assert client.ask(b"map key") == b"OK ok"
+    kill(process.pid or 0, signal.SIGTERM)
+    assert exit_code(process) == 0
+
+
+def test_what_is_registered_when_a_worker_starts_keeps_it_from_starting(server: Server, endpoint: str) -> None:
+    server.on_worker_start(lambda: server.register_map("new", say_ok))
+    with pytest.raises(StartError, match="this is a worker"):
+        server.start()
+
+
+@pytest.mark.parametrize("how", ["start", "serve_forever"])
+def test_a_worker_can_neither_stop_nor_start_the_server(
+    server: Server, endpoint: str, in_thread: InThread, how: str
+) -> None:
+    calls: dict[str, Callable[[], object]] = {
+        "shutdown": server.shutdown,
+        "close": server.close,
+        "reload": server.reload,
+        "start": server.start,
+        "serve_forever": server.serve_forever,
+        "listen": lambda: server.listen("inet:127.0.0.1:0"),
+    }
+
+    @server.map("call")
+    def call(key: str) -> str:
+        try:
+            calls[key]()
+        except RuntimeError as error:
+            return str(error)
+        return "done"
+
+    server.start() if how == "start" else in_thread()
+    client = answers(endpoint)
+    for key in calls:
+        assert client.ask(f"call {key}".encode()).startswith(b"OK this is a worker")
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 1e300, 2**40, threading.TIMEOUT_MAX])
+@pytest.mark.parametrize("how", ["start", "serve_forever"])
+def test_a_timeout_may_be_as_long_as_one_likes(
+    server: Server, endpoint: str, in_thread: InThread, how: str, timeout: float
+) -> None:
+    server.start() if how == "start" else in_thread()
+    answers(endpoint).close()
+    server.shutdown(timeout)
+    assert "not serving" in repr(server)
+
+
 def test_a_worker_starts_whatever_its_code_has_done_to_signals(server: Server) -> None:
     server.on_worker_start(lambda: signal.signal(signal.SIGUSR2, signal.SIG_DFL))
     with serving(server) as client:
@@ -401,7 +638,7 @@ def test_on_worker_stop_runs_in_each_worker_that_leaves_the_last_first(server: S
 
     @server.on_worker_stop
     def fail() -> None:
-        raise LookupError("its error is in the log, and no reason to stop there")
+        raise SystemExit("its error is in the log, and no reason to stop there")
 
     server.on_worker_stop(lambda: note("last"))
     with serving(server) as client:
@@ -496,6 +733,58 @@ def test_a_coroutine_that_blocks_its_loop_is_interrupted() -> None:
         with pytest.raises(LookupTimeout):
             client.lookup("spin", "")
         assert client.lookup("quick", "") == before
+
+
+@pytest.mark.parametrize("how", ["swallow", "thread", "generator"])
+def test_what_goes_on_though_its_time_is_over_holds_up_neither_lookups_nor_the_end(how: str) -> None:
+    server = Server(Config(min_spare=1, process_limit=1, lookup_timeout=1, stop_timeout=0))  # nobody is killed then
+    server.register_map("map", say_ok)
+
+    async def swallow() -> None:
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(1000)
+
+    async def generator() -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await swallow()
+
+    @server.map("stuck")
+    async def stuck(key: str) -> str:
+        if how == "swallow":
+            await swallow()
+        elif how == "thread":
+            await asyncio.to_thread(threading.Event().wait)
+        else:
+            async for _ in generator():
+                await swallow()
+        return "unstuck"
+
+    with serving(server) as client:
+        with pytest.raises(LookupTimeout):
+            client.lookup("stuck", "")
+        assert client.lookup("map", "") == "ok"
+        try:
+            server.shutdown(DEADLINE)
+        finally:
+            server.close()
+
+
+def test_a_coroutine_that_answers_when_it_is_cancelled_has_answered() -> None:
+    server = Server(Config(lookup_timeout=1))
+
+    @server.map("late")
+    async def late(key: str) -> str:
+        try:
+            await asyncio.sleep(1000)
+        except asyncio.CancelledError:
+            return "late"
+        return "never"
+
+    with serving(server) as client:
+        assert client.lookup("late", "") == "late"
 
 
 def test_a_coroutine_that_fails_is_a_lookup_that_fails() -> None:

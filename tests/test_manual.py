@@ -29,6 +29,7 @@ from prefork_socketmap.maps import registry
 from prefork_socketmap.maps.base import Map
 from prefork_socketmap.maps.network import NetworkMap
 from prefork_socketmap.maps.setting import Setting, declared
+from prefork_socketmap.maps.srsaddress import Flaw
 from prefork_socketmap.maps.tls import TlsSettings
 from prefork_socketmap.maps.watched import WatchedFileMap
 from prefork_socketmap.prefork.counters import SERVER_COUNTERS
@@ -168,7 +169,12 @@ def test_the_keys_of_a_type_are_documented_with_their_defaults(kind: str) -> Non
         documented |= TLS_KEYS
     if declarations.keys() >= SECRET_KEYS:
         documented |= keys(SECTIONS["Secrets"])
-    documented |= keys(SECTIONS[f"Type {kind}"])
+    text = SECTIONS[f"Type {kind}"]
+    if not owner.is_table:
+        for key in COMMON_KEYS.keys() - declarations.keys():
+            assert re.search(rf"^\.Va {key}\b", text, flags=re.MULTILINE)
+            del documented[key]
+    documented |= keys(text)
     assert documented.keys() == declarations.keys()
     assert [key for key, default in documented.items() if not is_default(declarations[key], default)] == []
 
@@ -271,7 +277,7 @@ def a_finding() -> Finding:
     counters = Counters(endings=[1, *[0] * 7], seconds=1.0, worst=1.0, buckets=[1, *[0] * 27])
     worker = WorkerReport(0, 2, 1, "busy", 0.0, "map", 0.5, "local", counters)
     backend = BackendReport("redis 127.0.0.1:6379", 1, 1.0)
-    maps = [MapReport("map", counters, CacheReport(1, 1, 1, 1))]
+    maps = [MapReport("map", counters, CacheReport(1, 1, 1, 1), {flaw.value: 1 for flaw in Flaw})]
     report = Report(1, 0.0, 1, 1, 1, events, maps, [worker], ["name"], [backend])
     return Finding(0, "running", 1, report, "a problem")
 

@@ -22,7 +22,7 @@ _TIME = 280
 
 # Each is a program: argv[1] says how to serve, argv[2] how often.
 COMMON = """
-import sys, tempfile, threading
+import gc, sys, tempfile, threading
 from prefork_socketmap import Config, Server
 from prefork_socketmap.client import LookupTimeout, SocketmapClient, TempFail
 
@@ -44,12 +44,13 @@ with tempfile.TemporaryDirectory() as directory:
     for number in range(int(sys.argv[2])):
         endpoint = f"unix:{directory}/{number}"
         server = Server(Config(lookup_timeout=0.2, process_limit=2, min_spare=1))
-        server.register_map("ok", lambda key: "ok")
+        server.register_map("ok", lambda key: f"ok {gc.collect()}")
         server.listen(endpoint)
 """
 
 STOPS = """
         thread = served(server, endpoint)
+        gc.collect()
         server.shutdown(20)
         thread.join(20)
         assert not thread.is_alive()

@@ -33,7 +33,6 @@ from tests.serving import (
     rows_of,
     say_ok,
     serving,
-    title,
 )
 from tests.waiting import eventually
 
@@ -422,7 +421,7 @@ def await_children(number: int) -> list[int]:
     """Wait until this process has so many children that are idle workers; return their process ids."""
 
     def found() -> list[int]:
-        workers = [pid for pid in children(os.getpid()) if title(pid).endswith("idle")]
+        workers = [row.pid for row in rows_of(os.getpid()) if is_free(row) and is_alive(row.pid)]
         assert len(workers) == number
         return workers
 
@@ -441,7 +440,7 @@ def test_the_other_children_of_the_program_are_left_to_it(in_thread: Callable[[]
     in_thread()
     [worker] = await_children(1)
     child = subprocess.Popen(["false"])
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    await_end(child.pid)
     kill(worker)
     await_end(worker)
     await_children(1)

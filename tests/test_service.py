@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from prefork_socketmap import Config, Reply
+from prefork_socketmap import Config, Reply, Status
 from prefork_socketmap.service import Answer
 from prefork_socketmap.socketmap import netstring
 from tests.serving import DEADLINE, Client, End, Serve, Site, abrupt
@@ -40,7 +40,8 @@ def table(key: str) -> Answer:
         "empty": "",
         "blank": BLANK,
         "nul": "before\0after",
-        "an exception as reason": Reply.temp_fail(ValueError("text")),  # type: ignore[arg-type]
+        "an exception as reason": Reply(Status.TEMP, ValueError("text")),  # type: ignore[arg-type]
+        "a word as status": Reply("OK", "value"),  # type: ignore[arg-type]
         "nul in a reason": Reply.temp_fail("before\0after"),
         "not encodable": "\ud800",
         "number": 5,  # type: ignore[dict-item]
@@ -105,6 +106,7 @@ def site(serve: Serve, endpoint: str) -> Site:
         (b"table nul", b"TEMP invalid reply"),
         (b"table nul in a reason", b"TEMP invalid reply"),
         (b"table an exception as reason", b"TEMP invalid reply"),
+        (b"table a word as status", b"TEMP invalid reply"),
         (b"table empty", b"TEMP invalid reply"),
         (b"table blank", b"TEMP invalid reply"),
         (b"table not encodable", b"TEMP invalid reply"),

@@ -51,6 +51,7 @@ def _map(each: MapReport) -> dict[str, Any]:
         ],
         "deaths": each.deaths,
         "cache": asdict(cache) if cache.exists else None,
+        "flaws": dict(each.flaws) if any(each.flaws.values()) else None,
     }
 
 

@@ -97,14 +97,20 @@ def missing(settings: Settings) -> list[str]:
 def identity(settings: Settings, name: str) -> bytes:
     """Return a number that changes with what the answers of the map *name* depend on, as far as can be told.
 
-    That is what its table says, and those of the maps that it asks, and the files of its code.
+    That is what its table says, and those of the maps that it asks, the files of its code, and that of the secrets
+    with which it signs.
     """
     import hashlib  # only if there is a cache
 
     tables = {each: trust.tables(settings)[each] for each in _reachable(trust.tables(settings), name)}
     told = {each: _of_answers(table) for each, table in tables.items()}
-    code = [_state(path) for table in tables.values() for _, path in trust.code(table, settings.base)]
-    text = json.dumps([name, str(settings.base), told, code], sort_keys=True, default=str)
+    base = settings.base
+    files = [
+        _state(path)
+        for each in tables.values()
+        for _, path in (*trust.code(each, base), *trust.signatures(each, base))
+    ]
+    text = json.dumps([name, str(base), told, files], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=store.IDENTITY_SIZE).digest()
 
 

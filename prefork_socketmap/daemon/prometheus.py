@@ -80,6 +80,13 @@ def _maps(report: Report) -> Iterator[Family]:
     yield _family("lookup_duration_seconds", "histogram", "How long lookups took.", times)
     worst = {each.name: each.counters.worst for each in report.maps}
     yield from _metric("lookup_duration_worst_seconds", "gauge", "How long the longest lookup took.", worst, "map")
+    flaws = [
+        Sample("", {"map": each.name, "flaw": flaw}, number)
+        for each in report.maps
+        if any(each.flaws.values())
+        for flaw, number in each.flaws.items()
+    ]
+    yield _family("flaws_total", "counter", "Addresses of the type srs with something wrong.", flaws)
     deaths = {each.name: each.deaths for each in report.maps}
     yield from _metric("worker_deaths_total", "counter", "Workers that died in a lookup.", deaths, "map")
     yield from _caches({each.name: each for each in report.maps if each.cache.exists})

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prefork_socketmap.daemon.backends import BackendReport
-from prefork_socketmap.prefork.counters import OTHER, SERVER_COUNTERS, Totals
+from prefork_socketmap.maps.srsaddress import Flaw
+from prefork_socketmap.prefork.counters import OTHER, SERVER_COUNTERS, JobCounters, Totals
 from prefork_socketmap.prefork.scoreboard import Row, Scoreboard, State
 from prefork_socketmap.service import ANY_OTHER_MAP, ENDINGS, NO_SUCH_MAP
 from prefork_socketmap.socketmap.messages import Status
@@ -87,8 +88,17 @@ class MapReport:
     name: str
     counters: Counters = field(default_factory=Counters)
     cache: CacheReport = field(default_factory=CacheReport)
+    flaws: dict[str, int] = field(default_factory=lambda: dict.fromkeys((flaw.value for flaw in Flaw), 0))
+    """How many addresses a map of the type ``srs`` has found with each flaw."""
     deaths: int = 0
     """How many workers died in a lookup in it, or had to be killed."""
+
+    def add(self, one: JobCounters) -> None:
+        """Add what one worker has counted."""
+        self.counters.add(one)
+        self.cache.add(one.extras)
+        for name, number in zip(self.flaws, one.own, strict=True):
+            self.flaws[name] += number
 
     @property
     def is_of_interest(self) -> bool:
@@ -203,8 +213,7 @@ def _read_slots(board: Scoreboard, rows: Sequence[Row], maps: Sequence[MapReport
         # A name may have been added since the names were read.
         for one, each in zip(board.counters(row.slot), maps, strict=False):
             counters.add(one)
-            each.counters.add(one)
-            each.cache.add(one.extras)
+            each.add(one)
         if state is not State.FREE:
             yield _worker(row, state, counters, maps)
 

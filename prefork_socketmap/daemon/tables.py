@@ -140,7 +140,7 @@ def _map_row(each: MapReport) -> Mapping[str, str]:
     row["entries"] = str(cache.entries) if cache.exists else ""
     row["stale"] = str(cache.stale) if cache.exists else ""
     row["deaths"] = str(each.deaths) if each.deaths else ""
-    return row
+    return row | {flaw: str(number or "") for flaw, number in each.flaws.items()}
 
 
 def _backends(report: Report) -> Iterator[str]:

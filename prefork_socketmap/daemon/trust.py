@@ -58,10 +58,10 @@ def _written_by_others(settings: Settings) -> Iterator[SettingError]:
     us = {_ROOT, os.geteuid()}
     if problem := _writer(settings.path, us):
         yield SettingError(str(settings.path), problem)
-    # Code that its own user can write to gives that user nothing new.
+    # What its own user can write to gives that user nothing new.
     workers = us | {settings.account.uid} if settings.account else us
     for name, table in tables(settings).items():
-        for key, path in code(table, settings.base):
+        for key, path in (*code(table, settings.base), *signatures(table, settings.base)):
             if problem := _writer(path, workers):
                 yield in_file(settings.path, SettingError(f"maps.{name}.{key}", problem))
         if (file := cache_file(table, settings.base)) and (problem := _writer(file, us)):
@@ -173,11 +173,23 @@ def _files(module: str, directories: list[str]) -> Iterator[Path]:
         where = list(spec.submodule_search_locations or [])
 
 
+def signatures(table: Table, base: Path) -> Iterator[tuple[str, Path]]:
+    """Iterate over the file of a map of the type ``srs`` that says whose signature is believed, with its key."""
+    if table.get("type") == "srs" and isinstance(file := table.get("secret_file"), str) and "\0" not in file:
+        yield "secret_file", base / file
+
+
 # Who can read.
 
 
 def _has_secret(settings: Settings) -> bool:
-    return any(_SECRET.search(key) for table in tables(settings).values() for key in table)
+    return any(map(_is_secret, tables(settings).items()))
+
+
+def _is_secret(item: tuple[str, object]) -> bool:
+    """Whether a key of a table is for a secret, or its value is a table with one."""
+    key, value = item
+    return bool(_SECRET.search(key)) or (isinstance(value, dict) and any(map(_is_secret, value.items())))
 
 
 def _is_readable_by_all(path: Path) -> bool:

@@ -113,9 +113,14 @@ def _compare_timeouts(maps: Mapping[str, Map], tables: Mapping[str, Table], most
 
 
 def _named_variables(tables: Iterable[Table]) -> list[str]:
-    """Return the names of the environment variables that *tables* have their secrets from."""
-    keys = ((key, value) for table in tables for key, value in table.items())
-    return [value for key, value in keys if key.endswith("_env") and isinstance(value, str)]
+    """Return the names of the environment variables that *tables*, and tables in them, have their secrets from."""
+    names: list[str] = []
+    for key, value in (each for table in tables for each in table.items()):
+        if isinstance(value, dict):
+            names += _named_variables([value])
+        elif key.endswith("_env") and isinstance(value, str):
+            names.append(value)
+    return names
 
 
 def open_maps(
@@ -166,10 +171,12 @@ def _start(
     maps = open_maps(settings, log_missing, backends)
     proof.give(settings, maps.values())
     for name, each in maps.items():
+        counted = counters[ANY_OTHER_MAP if name == DEFAULT_MAP else name]
+        each.count_in(counted.own)
         if each.cache is not None:
             if name in caches:
                 each.cache.share(caches[name])
-            each.cache.count_in(counters[ANY_OTHER_MAP if name == DEFAULT_MAP else name].extras)
+            each.cache.count_in(counted.extras)
     lookups: dict[str, Lookup] = {name: each.lookup for name, each in maps.items()}
     default = _without_name(lookups.pop(DEFAULT_MAP)) if DEFAULT_MAP in lookups else None
     return Service(lookups, default, settings.config, counters, log_lookups=settings.log.lookups)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableSequence, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -131,6 +131,11 @@ class Map(abc.ABC):
     By default such a key is not found, as in Postfix's own tables; no database has it, and some fail on it.
     """
 
+    is_table: ClassVar[bool] = True
+    """Whether keys stand in the map, so that ``search`` can try several and ``domain`` restrict them. A type that
+    computes its answers from the key says no; it takes those settings away (``setting.removed``), or has its own of
+    the names ``domain`` and ``local_domains``."""
+
     def __init__(self, name: str, table: Mapping[str, object], base: Path) -> None:
         """Read *table*, the configuration of the map *name*. Relative paths begin at *base*."""
         self.name = name
@@ -142,7 +147,7 @@ class Map(abc.ABC):
         self._needs = frozenset[str]().union(
             *(value.needs_of_key for value in vars(self).values() if isinstance(value, Template))
         )
-        self._domains = frozenset(domain.casefold() for domain in self.domain)
+        self._domains = frozenset(domain.casefold() for domain in self.domain) if self.is_table else frozenset()
         self._candidates = ORDERS[self.search]
         if self.search != "exact" and self.max_key_size:
             self._candidates = bounded(self._candidates, self.max_key_size)
@@ -151,8 +156,10 @@ class Map(abc.ABC):
         self._is_choosy = not self.takes_any_key or bool(self._needs or self._domains)
         self._is_plain = self.result_format.is_identity
         self._look_at = self.find
-        self._rules = Rules(self.recipient_delimiter, frozenset(domain.casefold() for domain in self.local_domains))
-        self._require_address_search()
+        if self.is_table:
+            local_domains = frozenset(domain.casefold() for domain in self.local_domains)
+            self._rules = Rules(self.recipient_delimiter, local_domains)
+            self._require_address_search()
         self._require_a_cache(table)
         self.cache = self._make_cache()
         self._opened = False
@@ -178,6 +185,9 @@ class Map(abc.ABC):
         if self._opened:
             self._opened = False
             self.release()
+
+    def count_in(self, cells: MutableSequence[int]) -> None:  # noqa: B027
+        """Count in *cells*, on from what stands there, what the type has to count; ``srs`` does its flaws."""
 
     def verify(self) -> None:  # noqa: B027
         """Find out what an open map would find out at its first lookup: for ``check``, and for a start or a reload.

@@ -90,6 +90,8 @@ class NetworkMap(Map, Generic[C]):
     of_the_query: ClassVar[Sequence[str]] = ()
     """The settings, apart from those that every map has, that concern no connection: maps that differ in nothing else
     share one."""
+    asks_as: ClassVar[type[NetworkMap[Any]] | None] = None
+    """The type whose backends and connections this one has, if they are not its own."""
 
     def __init__(self, name: str, table: Mapping[str, object], base: Path) -> None:
         super().__init__(name, table, base)
@@ -145,21 +147,25 @@ class NetworkMap(Map, Generic[C]):
 
     def link_to(self, hosts: Sequence[str]) -> Link[C]:
         """Return the connection to *hosts*, or the place for it."""
-        kind = type(self)
+        kind = self._own_type
         backend = (kind.__module__, kind.__qualname__, tuple(hosts), *(getattr(self, name) for name in self.account))
         link: Link[C] = self.links.link(self, backend, self._settings_of_connection(), hosts, self._label(hosts))
         link.max_idle = max(link.max_idle, self.max_connection_idle or _FOREVER)
         link.most = max(link.most, self.max_connections)
         return link
 
+    @property
+    def _own_type(self) -> type[NetworkMap[Any]]:
+        return self.asks_as or type(self)
+
     def _settings_of_connection(self) -> Hashable:
         apart = {*dict(declared(NetworkMap)), *self.of_the_query} - {"timeout"}
         own = ((name, getattr(self, name)) for name, _ in declared(type(self)) if name not in apart)
-        return (type(self), self.base, *((name, _frozen(value)) for name, value in own))
+        return (self._own_type, self.base, *((name, _frozen(value)) for name, value in own))
 
     def _label(self, hosts: Sequence[str]) -> str:
         """Return how the backend is called where everybody may read it."""
-        kind = type(self).__name__.removesuffix("Map").lower()
+        kind = self._own_type.__name__.removesuffix("Map").lower()
         who = next((f"{user}@" for name in ("user", "bind_dn") if (user := getattr(self, name, ""))), "")
         others = f" and {len(hosts) - 1} more" if len(hosts) > 1 else ""
         return f"{kind} {who}{hosts[0]}{others}"

@@ -39,6 +39,7 @@ _PORT = 6379
 _SENTINEL_PORT = 26379
 # The commands that can be asked with, and how many arguments each has.
 _COMMANDS = {"GET": 1, "HGET": 2, "SISMEMBER": 2}
+_WRITING_COMMANDS = {"SET": 4}
 _SERVICE = re.compile(r"[A-Za-z0-9._-]+")
 _REDIRECTIONS = {"ASK": AskError, "MOVED": MovedError}
 _HAS_PROTOCOLS = redis.VERSION >= (5,)  # Debian 12 has 4.3
@@ -54,11 +55,12 @@ class Command(Template):
     The words are told apart before any key is put in, so a key, whatever is in it, is never more than one argument.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, known: Mapping[str, int] = _COMMANDS) -> None:
+        """*known*: the commands that are accepted, and how many arguments each has."""
         super().__init__(text)
         word, *arguments = text.split() or [""]
         self.word = word.upper()
-        if len(arguments) != _COMMANDS.get(self.word):
+        if len(arguments) != known.get(self.word):
             accepted = '"GET key", "HGET key field" or "SISMEMBER key member"'
             raise ValueError(f"{settings.shown(text)} is no query; expected {accepted}")
         if not self.letters:
@@ -76,6 +78,10 @@ def _command(key: str, value: object) -> Command:
         return Command(text)
     except ValueError as error:
         raise settings.SettingError(key, str(error)) from error
+
+
+def _writing_command(_key: str, value: object) -> Command:
+    return Command(str(value), _WRITING_COMMANDS)
 
 
 def _service(key: str, value: object) -> str:
@@ -173,6 +179,8 @@ class RedisMap(TlsSettings, NetworkMap[redis.Redis]):
             if isinstance(found := _typed(error), AskError):
                 raise ElsewhereError(found, _node(found.host or _host_of(connection), found.port)) from error
             raise
+        if self.query.word in _WRITING_COMMANDS:
+            return None
         if self.query.word == "SISMEMBER":
             return arguments[-1:] if answer else None
         return None if answer is None else [to_text(answer)]
@@ -302,6 +310,15 @@ class RedisMap(TlsSettings, NetworkMap[redis.Redis]):
                 "ssl_check_hostname": self.tls_verify_cert,
             }
         return options
+
+
+class RedisWriter(RedisMap):
+    """Stores what its keys tell; for the types that keep something of their own, and no type of the config file."""
+
+    query = setting(_writing_command)
+    """``SET key value EX seconds``."""
+
+    asks_as = RedisMap
 
 
 def _host_of(connection: redis.Redis) -> str:

@@ -38,6 +38,7 @@ _BUILT_IN = {
     "redis": "prefork_socketmap.maps.redis:RedisMap",
     "regexp": "prefork_socketmap.maps.regexp:RegexpMap",
     "sqlite": "prefork_socketmap.maps.sqlite:SqliteMap",
+    "srs": "prefork_socketmap.maps.srs:SrsMap",
     "static": "prefork_socketmap.maps.static:StaticMap",
     "unionmap": "prefork_socketmap.maps.unionmap:UnionMap",
 }

@@ -57,11 +57,20 @@ def setting(read: Callable[[str, object], Any], default: Any = _REQUIRED) -> Set
     return Setting(read, default)
 
 
+class _Removed(Setting[T]):
+    """A key of a base class that the type has not: the value is always the same."""
+
+
+def removed(value: T) -> Setting[T]:
+    """Declare that a type has not the key of its base class, for which *value* stands."""
+    return _Removed(lambda _key, _found: value, value)
+
+
 def declared(owner: type) -> Iterator[tuple[str, Setting[Any]]]:
     """Iterate over the settings of a class and its bases, as (key, setting)."""
     for key in dir(owner):
         value = getattr(owner, key)
-        if isinstance(value, Setting):
+        if isinstance(value, Setting) and not isinstance(value, _Removed):
             yield key, value
 
 

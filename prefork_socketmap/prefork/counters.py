@@ -18,6 +18,8 @@ ENDINGS = 8
 EXTRAS = 4
 """How many numbers of the handler's own are counted with each name."""
 BUCKETS = 28
+OWN = 5
+"""How many numbers of a job's own are counted with each name."""
 
 MAX_NAMES = 256
 OTHER = "(other)"
@@ -26,11 +28,12 @@ LABEL_SIZE = 128
 
 _LAST_BUCKET = BUCKETS - 1
 _LONGEST = float(1 << 40)  # seconds: what all jobs took together
-# Words of a set of counters; the buckets come last.
+# Words of a set of counters.
 _SECONDS = ENDINGS
 _WORST = _SECONDS + 1
 _EXTRAS = _WORST + 1
 _BUCKETS = _EXTRAS + EXTRAS
+_OWN = _BUCKETS + BUCKETS
 COUNTERS_SIZE = 512
 """In bytes. It is a divisor of a page, so that no set touches two."""
 
@@ -134,6 +137,11 @@ class JobCounters:
     def extras(self) -> MutableSequence[int]:
         """The handler's own numbers, for it to write."""
         return self._words[_EXTRAS:_BUCKETS]  # type: ignore[return-value]  # a memoryview of integers is one
+
+    @property
+    def own(self) -> MutableSequence[int]:
+        """The job's own numbers, for it to write."""
+        return self._words[_OWN : _OWN + OWN]  # type: ignore[return-value]  # as above
 
     @property
     def note(self) -> str:

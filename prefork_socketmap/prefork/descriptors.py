@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from time import monotonic
 
 from prefork_socketmap.prefork.channel import Given, Kind, read_answer
@@ -53,6 +53,12 @@ class Descriptors:
             if connection and connection.serial == serial:
                 return connection
         return None
+
+    def find(self, is_wanted: Callable[[int, int], bool]) -> list[Connection]:
+        """Return which of the connections that this process has are wanted, by number and serial."""
+        found = [each for each in self.known.values() if is_wanted(each.number, each.serial)]
+        inherited = [number for number, given in self._inherited.items() if is_wanted(number, given.serial)]
+        return found + [self._learn(self._inherited.pop(number)) for number in inherited]
 
     def settle(self, connection: Connection, number: int, serial: int) -> None:
         """Put a connection that this worker has accepted at a place that is reserved for it."""

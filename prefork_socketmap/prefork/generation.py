@@ -8,11 +8,12 @@ gives up only after it has proved itself (``commit``); until then it can be undo
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Sequence
 from typing import Self
 
 from prefork_socketmap.prefork.duty import Duty
-from prefork_socketmap.prefork.listener import Endpoint, Listener, open_listener, resolve
+from prefork_socketmap.prefork.listener import Endpoint, Listener, open_listener, resolve, take_in
 from prefork_socketmap.prefork.plan import Plan
 
 log = logging.getLogger("prefork_socketmap.master")
@@ -29,12 +30,15 @@ class Generation:
         self.plan = plan
         self.duty = duty
         self._kept: list[tuple[Listener, Endpoint]] = []
+        self._given: list[Listener] = []
         self._opened: list[Listener] = []
         self._inherited = inherited
         try:
             for endpoint in plan.endpoints:
                 for address in resolve(endpoint):
                     self._bind(address, existing)
+            for sock in plan.sockets:
+                self._take_in(sock, existing)
         except OSError:
             self.close_listeners()
             raise
@@ -49,6 +53,7 @@ class Generation:
         generation.plan = plan
         generation.duty = duty
         generation._kept = [(listener, listener.wanted) for listener in listeners]
+        generation._given = []
         generation._opened = []
         generation._inherited = inherited
         return generation
@@ -60,11 +65,18 @@ class Generation:
                 return
         self._opened.append(open_listener(address, self.plan.limits.backlog))
 
+    def _take_in(self, sock: socket.socket, existing: Sequence[Listener]) -> None:
+        for listener in (*existing, *self._opened):
+            if listener.is_of(sock):
+                self._given.append(listener)
+                return
+        self._opened.append(take_in(sock, self.plan.limits.backlog))
+
     @property
     def listeners(self) -> list[Listener]:
-        """The listeners that its workers accept from: the configured ones, and all that were inherited."""
+        """The listeners that its workers accept from: the configured, the given, and all that were inherited."""
         kept = [listener for listener, _ in self._kept]
-        return list(dict.fromkeys([*kept, *self._opened, *self._inherited]))
+        return list(dict.fromkeys([*kept, *self._given, *self._opened, *self._inherited]))
 
     def commit(self) -> None:
         """Apply to the listeners that were kept what the plan says of them."""
@@ -75,7 +87,7 @@ class Generation:
                 log.warning("%s keeps its old permissions: %s", listener.endpoint, error)
 
     def close_listeners(self) -> None:
-        """Close and remove what this generation has bound."""
+        """Close what this generation has opened, and remove what it has bound."""
         for listener in self._opened:
             listener.close(unlink=True)
         self._opened.clear()

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn, Self
 
+from prefork_socketmap import settings
 from prefork_socketmap.settings import SettingError, wrong
 
 DEFAULT_HOST = "127.0.0.1"
@@ -34,6 +35,8 @@ _SYNTAX = '"inet:host:port", "inet:[ipv6]:port" or "unix:/path"'
 _SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
 _SIOCUNIXFILE = 0x89E0  # linux/un.h: a descriptor (O_PATH) of the file that a Unix socket is bound to
 _O_PATH: int = getattr(os, "O_PATH", 0o10000000)  # fcntl.h; PyPy does not know it
+_HIGHEST_PORT = _LONGEST_BACKLOG = 65535
+_ALL_MODES = 0o777
 _CLOSED = 0  # the mode of a file that is not ready for anybody
 
 log = logging.getLogger("prefork_socketmap.master")
@@ -53,7 +56,7 @@ class Endpoint:
     ``kind`` is ``"inet"`` (``host`` and ``port``; port 0 lets the kernel choose one) or ``"unix"`` (``path``).
     For a listener on a Unix socket: ``mode`` (default 0666), ``owner`` and ``group`` (a name or a number; empty:
     unchanged). ``backlog`` is the length of the accept queue (None: the server's). ``source`` is where in a
-    configuration it stands: errors begin with it.
+    configuration it stands: errors begin with it. Raises SettingError.
     """
 
     kind: str
@@ -66,10 +69,24 @@ class Endpoint:
     backlog: int | None = field(default=None, compare=False)
     source: str = field(default="", compare=False)
 
+    def __post_init__(self) -> None:
+        settings.choice("kind", self.kind, ("inet", "unix"))
+        name = "path" if self.kind == "unix" else "host"
+        if "\0" in settings.text(name, getattr(self, name)):
+            raise wrong(name, getattr(self, name), "a text without a NUL")
+        settings.count("port", self.port, 0, _HIGHEST_PORT)
+        if self.mode is not None:
+            settings.count("mode", self.mode, 0, _ALL_MODES)
+        for name in ("owner", "group"):
+            if getattr(self, name) != "":
+                settings.text(name, getattr(self, name))
+        if self.backlog is not None:
+            settings.count("backlog", self.backlog, 1, _LONGEST_BACKLOG)
+
     @classmethod
     def parse(cls, text: str, default_port: int = 27823) -> Endpoint:
         """Read ``inet:host:port``, ``inet:host``, ``inet:[ipv6]:port`` or ``unix:/path``. Raises SettingError."""
-        kind, colon, rest = text.partition(":")
+        kind, colon, rest = _checked(text).partition(":")
         if kind == "unix" and rest:
             return cls("unix", path=rest)
         if kind != "inet" or not colon:
@@ -79,15 +96,17 @@ class Endpoint:
     @classmethod
     def parse_inet(cls, text: str, default_port: int = 27823) -> Endpoint:
         """Read ``host:port``, ``host``, ``:port``, ``[ipv6]:port`` or an empty string. Raises SettingError."""
-        if text.startswith("["):
+        if _checked(text).startswith("["):
             host, bracket, port = text[1:].partition("]")
             if not bracket or (port and not port.startswith(":")):
                 raise wrong("", text, _SYNTAX)
             port = port[1:]
         else:
             host, _, port = text.partition(":")
-        if port and not (port.isascii() and port.isdigit() and int(port) <= 65535):
-            raise wrong("", text, f"a port from 0 to 65535 in {_SYNTAX}; an IPv6 address stands in brackets")
+        if port and not (port.isascii() and port.isdigit() and int(port) <= _HIGHEST_PORT):
+            raise wrong(
+                "", text, f"a port from 0 to {_HIGHEST_PORT} in {_SYNTAX}; an IPv6 address stands in brackets"
+            )
         return cls("inet", host or DEFAULT_HOST, int(port) if port else default_port)
 
     def __str__(self) -> str:
@@ -95,6 +114,12 @@ class Endpoint:
             return f"unix:{self.path}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"inet:{host}:{self.port}"
+
+
+def _checked(text: object) -> str:
+    if not isinstance(text, str):
+        raise wrong("", text, _SYNTAX)
+    return text
 
 
 @dataclass(frozen=True)
@@ -160,6 +185,10 @@ class Listener:
         self.sock.listen(length)
         _warn_when_cut(length)
 
+    def is_of(self, sock: socket.socket) -> bool:
+        """Whether it listens on the socket that *sock* is a descriptor of."""
+        return os.path.samestat(os.fstat(self.sock.fileno()), os.fstat(sock.fileno()))
+
     def is_in_place(self) -> bool:
         """Whether clients still find it: somebody may have removed the file of a Unix socket."""
         if self._file and _identity(self.endpoint.path) != self._file:
@@ -202,6 +231,16 @@ def open_listener(endpoint: Endpoint, backlog: int) -> Listener:
         _refuse(endpoint, error)
 
 
+def take_in(sock: socket.socket, backlog: int) -> Listener:
+    """Listen on a duplicate of *sock*, which is somebody else's, and bound. Raises ListenError."""
+    try:
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            sock.listen(backlog)
+        return Listener(sock.dup())
+    except OSError as error:
+        _refuse(_endpoint_of(sock), error)
+
+
 def rehearse(endpoint: Endpoint) -> None:
     """Try all that ``open_listener`` would do, and leave nothing behind: no client can connect meanwhile.
 
@@ -221,7 +260,7 @@ def _rehearse_unix(endpoint: Endpoint) -> None:
     _require_free(endpoint.path)
     path = Path(endpoint.path)
     # By a descriptor: what is put in front of a name of almost any length may be longer than any that is allowed.
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = os.open(path.parent, _O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     name = f".check.{os.getpid()}"
     beside = f"/proc/self/fd/{directory}/{name}"
     try:
@@ -399,7 +438,8 @@ def _identity(path: str) -> tuple[int, int] | None:
 def _endpoint_of(sock: socket.socket) -> Endpoint:
     address = sock.getsockname()
     if sock.family == socket.AF_UNIX:
-        return Endpoint("unix", path=address)
+        # A name that is no path (unix(7), "abstract") begins with a NUL, and is written with this.
+        return Endpoint("unix", path=address if isinstance(address, str) else "@" + os.fsdecode(address[1:]))
     return Endpoint("inet", host=address[0], port=address[1])
 
 
@@ -414,6 +454,6 @@ def _warn_when_cut(backlog: int) -> None:
 
 
 def _refuse(endpoint: Endpoint, error: Exception) -> NoReturn:
-    reason = getattr(error, "strerror", None) or str(error)
     begin = f"{endpoint.source}: " if endpoint.source else ""
+    reason = getattr(error, "strerror", None) or str(error)
     raise ListenError(getattr(error, "errno", None), f"{begin}cannot listen on {endpoint}: {reason}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -45,12 +46,12 @@ class Limits(Timeouts, Protocol):
 class Plan:
     """What a generation of workers does.
 
-    *endpoints*: where it listens, beside the sockets that the master inherited. *start* runs in each worker after
-    the fork and returns what serves a connection; whatever it raises means that the worker cannot start. It gets the
-    counters of its jobs, which *names* are for. *defers* tells in a worker in reserve, from how many there are,
-    whether to leave a call to another one, which has to exist. *stop* runs in each worker that leaves, after its last
-    job. *allow* tells from an IP address whether a TCP client may connect (None: all may). *title* begins the process
-    titles, and the master's ends with *source*, a file.
+    *endpoints*: where it listens, beside *sockets*, which the embedding program has bound and keeps, and those that
+    the master inherited. *start* runs in each worker after the fork and returns what serves a connection; whatever it
+    raises means that the worker cannot start. It gets the counters of its jobs, which *names* are for. *defers* tells
+    in a worker in reserve, from how many there are, whether to leave a call to another one, which has to exist.
+    *stop* runs in each worker that leaves, after its last job. *allow* tells from an IP address whether a TCP client
+    may connect (None: all may). *title* begins the process titles, and the master's ends with *source*, a file.
     """
 
     endpoints: Sequence[Endpoint]
@@ -62,6 +63,7 @@ class Plan:
     title: str = "prefork-socketmap"
     source: str = ""
     stop: Callable[[], object] = lambda: None
+    sockets: Sequence[socket.socket] = ()
 
     def set_master_title(self) -> None:
         """Set the master's process title."""

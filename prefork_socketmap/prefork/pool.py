@@ -212,6 +212,6 @@ class Pool:
 
 def _reap_strangers(own: set[int]) -> None:
     """As process 1 (in a container) wait for orphans, which are handed to us."""
-    with contextlib.suppress(ChildProcessError):
+    with contextlib.suppress(ChildProcessError, AttributeError):  # PyPy has no way to ask without waiting for ours
         while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and found.si_pid not in own:
             os.waitpid(found.si_pid, 0)

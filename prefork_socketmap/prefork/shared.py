@@ -26,6 +26,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_long)
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_VIEWS_KEEP = sys.implementation.name == "cpython"
 _EFD_SEMAPHORE = 1  # sys/eventfd.h
 _EVENTFD_SIZE = 8
 # PyPy has no such thing.
@@ -53,15 +54,17 @@ def create_memory(name: str, size: int = 0) -> int:
 def view(fd: int, size: int = 0, offset: int = 0) -> memoryview:
     """Map *size* bytes of *fd* (0: the whole of it), shared and writable. Raises OSError.
 
-    The memory goes with the last view of it. Unlike a ``mmap.mmap`` it has no descriptor of its own: who closes the
-    one that there is cannot change the size of the file any more.
+    The memory goes with the last view of it; on PyPy, where a view does not keep what it shows, with the process.
+    Unlike a ``mmap.mmap`` it has no descriptor of its own: who closes the one that there is cannot change the size of
+    the file any more.
     """
     size = size or os.fstat(fd).st_size
     address = _libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, offset)
     if address == _MAP_FAILED:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     memory = (ctypes.c_ubyte * size).from_address(address)
-    weakref.finalize(memory, _libc.munmap, address, size).atexit = False
+    if _VIEWS_KEEP:
+        weakref.finalize(memory, _libc.munmap, address, size).atexit = False
     return memoryview(memory).cast("B")
 
 

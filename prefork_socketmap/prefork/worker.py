@@ -23,7 +23,6 @@ from prefork_socketmap.prefork import interruption, orphan
 from prefork_socketmap.prefork.channel import Given, Kind
 from prefork_socketmap.prefork.connection import Connection, Handler, Job, reset
 from prefork_socketmap.prefork.descriptors import Descriptors
-from prefork_socketmap.prefork.duty import PLACES
 from prefork_socketmap.prefork.generation import Generation
 from prefork_socketmap.prefork.listener import Listener
 from prefork_socketmap.prefork.scoreboard import RESERVATIONS, RETIRED, SLOW, STOPPING, WATCHED, Cells, Row, State
@@ -48,6 +47,8 @@ _EXCESSES = {
     "timed_out": "[%s]: connection closed after read_timeout or write_timeout",
     "overflowed": "[%s]: connection closed: too many bytes wait for slow clients",
 }
+# So often, with such pauses (s), workers look for who knows a connection: on a busy machine its turn comes late.
+_LOOKS, _LOOK_PAUSE = 50, 0.005
 _BREATH = 0.001  # s: a pause in which somebody else can do what this worker cannot
 
 
@@ -310,22 +311,22 @@ class Worker:
         self._table.leave_astray(number, serial)
         self._board.astray = 1
         self._shared.bell.ring()
-        self._board.looks = 2 * PLACES
+        self._board.looks = _LOOKS
         self._table.nudge()  # while we do not wait ourselves: so it is another one
         return None
 
     def _look_for_astray(self) -> Connection | None:
         """Put back what others could not receive and this worker can; return one of them, to be served."""
-        found = [
-            each for each in self._descriptors.known.values() if self._table.bring_back(each.number, each.serial)
-        ]
+        found = self._descriptors.find(self._table.bring_back)
         for connection in found[1:]:
             with contextlib.suppress(OSError):  # it has been closed
                 self._table.arm(connection.number)
-        if not found and self._board.looks:
+        if self._board.looks:
             self._board.looks -= 1
-            self._table.nudge()
-            time.sleep(_BREATH)
+            self._table.nudge()  # others may have what this one has not
+            if not found:
+                self._duty.call()  # who knows it may be in reserve
+                time.sleep(_LOOK_PAUSE)
         return found[0] if found else None
 
     def _accept(self, listener: Listener) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
+from prefork_socketmap.socketmap.arguments import expect, expect_bytes, expect_size
+
 
 class MalformedRequestError(ValueError):
     """The payload of a request has no space, so it has no map name."""
@@ -68,10 +70,15 @@ class Request(NamedTuple):
     @classmethod
     def decode(cls, payload: bytes) -> Request:
         """Read a request's netstring payload. Raises MalformedRequestError when no space ends the map's name."""
+        expect_bytes("payload", payload)
         return cls(*split_request(payload))
 
     def encode(self) -> bytes:
-        """Return the payload of the request's netstring."""
+        """Return the payload of the request's netstring. Raises ValueError for a name with a space."""
+        expect("name", self.name, str, "a str")
+        expect("key", self.key, str, "a str")
+        if " " in self.name:
+            raise ValueError(f"a map name has no space: {self.name!r}")
         return to_bytes(f"{self.name} {self.key}")
 
 
@@ -99,7 +106,12 @@ class Reply(NamedTuple):
         Postfix reports an empty value as a server configuration error. A map that has nothing to say but "found"
         (a domain list, for one) returns a word.
         """
-        if not data or data.isspace():
+        try:
+            is_blank = not data or str.isspace(data)
+        except TypeError:
+            is_blank = True
+        if is_blank:
+            expect("data", data, str, "a str")
             raise ValueError("Reply.ok() needs a value; return any word to say just 'found'")
         return cls(Status.OK, data)
 
@@ -111,27 +123,34 @@ class Reply(NamedTuple):
     @classmethod
     def temp_fail(cls, reason: str) -> Reply:
         """The lookup failed and may succeed later: Postfix defers the mail and logs *reason*."""
-        return cls(Status.TEMP, reason)
+        return cls(Status.TEMP, _text(reason))
 
     @classmethod
     def perm_fail(cls, reason: str) -> Reply:
         """The lookup cannot succeed until someone repairs something. Postfix still defers: this bounces no mail."""
-        return cls(Status.PERM, reason)
+        return cls(Status.PERM, _text(reason))
 
     @classmethod
     def timeout(cls, reason: str) -> Reply:
         """The lookup took too long; for Postfix the same as ``temp_fail`` but for the log."""
-        return cls(Status.TIMEOUT, reason)
+        return cls(Status.TIMEOUT, _text(reason))
 
     def encode(self, max_size: int = 0) -> bytes:
         """Return the payload of the reply's netstring. See ``encode_reply``."""
+        expect_size("max_size", max_size)
         return encode_reply(self.status, self.text, max_size)
 
     @classmethod
     def decode(cls, payload: bytes) -> Reply:
         """Read a reply's netstring payload. Raises ValueError for a status word that the protocol does not have."""
+        expect_bytes("payload", payload)
         word, _, text = payload.partition(b" ")
         return cls(Status(to_text(word)), to_text(text))
+
+
+def _text(reason: str) -> str:
+    expect("reason", reason, str, "a str")
+    return reason
 
 
 def encode_reply(status: Status, text: str, max_size: int = 0) -> bytes:
@@ -151,7 +170,10 @@ def encode_reply(status: Status, text: str, max_size: int = 0) -> bytes:
         raise InvalidReplyError("a reply with a NUL byte; return a text without it")
     if status is _OK and (not data or data.isspace()):
         raise InvalidReplyError("OK without a value; return any word to say 'found', or None for 'not found'")
-    payload = status.prefix + data
+    try:
+        payload = status.prefix + data
+    except AttributeError:
+        raise InvalidReplyError(f"a reply with the status {status!r}; use Reply.ok() and its like") from None
     if max_size and len(payload) > max_size:
         raise ReplyTooLargeError(f"a reply of {len(payload)} bytes where {max_size} are allowed")
     return payload

@@ -9,6 +9,8 @@ business of whoever holds the socket.
 
 from __future__ import annotations
 
+from prefork_socketmap.socketmap.arguments import expect, expect_bytes, expect_size
+
 _ZERO, _COMMA = b"0,"
 
 
@@ -21,7 +23,11 @@ class FramingError(ValueError):
 
 def encode(payload: bytes) -> bytes:
     """Return *payload* as a netstring."""
-    return b"%d:%b," % (len(payload), payload)
+    try:
+        return b"%d:%b," % (len(payload), payload)
+    except TypeError:  # to look before would cost every lookup
+        expect_bytes("payload", payload)
+        raise
 
 
 class Splitter:
@@ -35,6 +41,7 @@ class Splitter:
     __slots__ = ("_max_digits", "_max_size")
 
     def __init__(self, max_size: int) -> None:
+        expect_size("max_size", max_size)
         self._max_size = max_size
         self._max_digits = len(str(max_size))
 
@@ -47,7 +54,11 @@ class Splitter:
         When it is not complete: None, and how many bytes are missing, at least. Raises FramingError as soon as the
         bytes that are there cannot begin a netstring of at most *max_size*.
         """
-        colon = data.find(b":", begin, begin + self._max_digits + 1)
+        try:
+            colon = data.find(b":", begin, begin + self._max_digits + 1)
+        except (AttributeError, TypeError):
+            expect("data", data, bytes | bytearray, "bytes")
+            raise
         if colon < 0:
             self._check_digits(bytes(data[begin : begin + self._max_digits + 1]))
             return None, 1
@@ -94,8 +105,9 @@ class Decoder:
 
     def feed(self, data: bytes) -> None:
         """Add *data*, the bytes that were received."""
+        expect("data", data, bytes | bytearray | memoryview, "bytes")
         if not self.pending:
-            self.pending = data
+            self.pending = bytes(data)
             return
         if not isinstance(self.pending, bytearray):
             self.pending = bytearray(self.pending)

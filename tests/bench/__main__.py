@@ -10,6 +10,7 @@ import platform
 import resource
 from collections.abc import Iterator, Sequence
 
+from tests.bench import imports
 from tests.bench.load import Load, Loaders
 from tests.bench.measure import ServerProcess
 from tests.bench.report import Figures, render
@@ -26,10 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"medians of {options.rounds} alternating rounds of {options.seconds:g} s")
     if options.scenario == "maps":
         _compare_maps(options)
+    elif options.scenario == "srs":
+        _compare_srs(options)
     elif options.scenario == "cache":
         _compare_caches(options)
     elif options.scenario == "change":
         _change_a_file(options)
+    elif options.scenario == "import":
+        _import_the_library(options)
     else:
         _compare_servers(options)
 
@@ -39,10 +44,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "scenario",
         nargs="?",
-        choices=[*SCENARIOS, "maps", "cache", "change"],
+        choices=[*SCENARIOS, "maps", "cache", "change", "import", "srs"],
         default="busy",
         metavar="SCENARIO",
-        help=f"{', '.join(SCENARIOS)}, maps, cache, change (default: %(default)s)",
+        help=f"{', '.join(SCENARIOS)}, maps, cache, change, import, srs (default: %(default)s)",
     )
     parser.add_argument(
         "-c",
@@ -71,6 +76,14 @@ def _compare_maps(options: argparse.Namespace) -> None:
     print(maps.run(functools.partial(_measure, options=options), options.seconds, options.rounds))
 
 
+def _compare_srs(options: argparse.Namespace) -> None:
+    from tests.bench import srs  # needs PostSRSd
+
+    print("srs: senders are rewritten, here and by PostSRSd")
+    for load in [Load(number) for number in options.connections or (1, 8)]:
+        print(f"\n{srs.run(functools.partial(_measure, options=options), load, options.rounds)}", flush=True)
+
+
 def _compare_caches(options: argparse.Namespace) -> None:
     from tests.bench import cache  # needs libraries
 
@@ -83,6 +96,11 @@ def _change_a_file(options: argparse.Namespace) -> None:
 
     print("change: a file of a million lines is replaced at the beginning of a round\n")
     print(change.run(options.seconds, options.rounds, options.processes))
+
+
+def _import_the_library(options: argparse.Namespace) -> None:
+    print("import: what it takes, above the bare interpreter\n")
+    print(imports.run(options.rounds))
 
 
 def _compare_servers(options: argparse.Namespace) -> None:

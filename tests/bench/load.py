@@ -13,7 +13,7 @@ import multiprocessing
 import select
 import socket
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from time import perf_counter_ns
@@ -23,7 +23,15 @@ from prefork_socketmap.socketmap import netstring
 from prefork_socketmap.socketmap.messages import Reply, Request
 from tests.bench.servers.table import ENTRIES, MAP
 
-_ENTRIES = list(ENTRIES.items())
+Question = tuple[bytes, bytes]
+"""What is asked, and the answer that is expected, as they are sent."""
+
+
+def socketmap_question(name: str, key: str, value: str) -> Question:
+    """Return the question for *key* in the map *name*, where *value* is found."""
+    return netstring.encode(Request(name, key).encode()), netstring.encode(Reply.ok(value).encode())
+
+
 _SECOND = 1_000_000_000
 # How long the last answers are waited for when the run has ended.
 _LAST_ANSWERS = 5 * _SECOND
@@ -36,6 +44,9 @@ class Load:
     connections: int
     interval: float = 0.0
     name: str = MAP
+    """The map in which ENTRIES are asked for."""
+    questions: Sequence[Question] = field(default=(), repr=False)
+    """What is asked in their place."""
 
     def __str__(self) -> str:
         pace = f"one lookup each {self.interval:g} s" if self.interval else "busy"
@@ -73,10 +84,8 @@ class Client:
 
     __slots__ = ("answers", "asked_at", "expected", "question", "sock")
 
-    def __init__(self, name: str, number: int) -> None:
-        key, value = _ENTRIES[number % len(_ENTRIES)]
-        self.question = netstring.encode(Request(name, key).encode())
-        self.expected = netstring.encode(Reply.ok(value).encode())
+    def __init__(self, question: Question) -> None:
+        self.question, self.expected = question
         self.asked_at = 0  # 0: nothing is asked
         self.answers = 0
         self.sock: socket.socket
@@ -91,7 +100,8 @@ class Loader:
         self._epoll = select.epoll()
         self._by_fd: dict[int, Client] = {}
         self._outcome = Outcome()
-        self._clients = [Client(load.name, number) for number in numbers]
+        questions = load.questions or [socketmap_question(load.name, *entry) for entry in ENTRIES.items()]
+        self._clients = [Client(questions[number % len(questions)]) for number in numbers]
         for client in self._clients:
             self._connect(client)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import re
 import socket
+import sys
 import threading
 from array import array
 
 import pytest
 
 from tests.bench import __main__ as bench
-from tests.bench import cache
+from tests.bench import cache, imports
 from tests.bench.load import Load, Loader, Outcome
 from tests.bench.report import Figures, render
 from tests.bench.scenarios import SCENARIOS
@@ -34,6 +36,18 @@ def test_the_bench_of_caches_prints_a_line_for_each(capsys: pytest.CaptureFixtur
     lines = {line[:28].strip(): line.split()[-2:] for line in capsys.readouterr().out.splitlines()[-4:]}
     assert list(lines) == list(cache.CONTENDERS)
     assert all(float(number) > 0 for numbers in lines.values() for number in numbers)
+
+
+def test_the_bench_of_imports_prints_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
+    bench.main(["import", "-r", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    for name in imports.PROGRAMS:
+        assert re.fullmatch(rf"{name} +-?\d+\.\d +\d\.\d", next(line for line in lines if line.startswith(name)))
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="the others' memory is their collector's business")
+def test_an_import_takes_no_more_memory_than_it_did() -> None:
+    assert imports.memory(imports.PROGRAMS["a server"]) < 7 << 20
 
 
 RIGHT = b"12:OK mailbox0/,"

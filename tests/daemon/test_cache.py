@@ -183,6 +183,24 @@ def test_a_map_whose_code_has_changed_begins_with_nothing(site: Site) -> None:
     assert site.lookup() == "two"
 
 
+def test_a_map_begins_with_nothing_when_the_secrets_with_which_it_signs_have_changed(
+    installation: Installation,
+) -> None:
+    secrets = installation.directory / "secrets"
+    secrets.write_text("secret\n")
+    secrets.chmod(0o640)
+    maps = '[maps.m]\ntype = "srs"\ndirection = "forward"\ndomain = "x.example"\nsecret_file = "secrets"\n'
+    installation.configure(maps=maps + 'cache_ttl = "1h"\n')
+    installation.start()
+    before = installation.lookup("m", "user@sender.org")
+    assert installation.run("reload").returncode == 0
+    assert installation.lookup("m", "user@sender.org") == before
+    assert "user@sender.org" in installation.run("cache", "list", "m").stdout
+    secrets.write_text("another secret\n")
+    assert installation.run("reload").returncode == 0
+    assert installation.lookup("m", "user@sender.org") != before
+
+
 def test_a_map_begins_with_nothing_when_one_that_it_asks_has_changed(installation: Installation) -> None:
     maps = (
         '[maps.c]\ntype = "chain"\nmaps = ["d"]\ncache_ttl = "1h"\n'

@@ -146,17 +146,28 @@ def test_what_a_worker_writes_is_for_its_user_alone(captured: Installation, yard
 
 # Environment and descriptors.
 
+ENVELOPES = """type = "srs"
+direction = "reverse"
+secret_file = "secrets"
+original_envelope = "database"
+envelope_database = { type = "redis", hosts = ["127.0.0.1"], password_env = "FOR_ENVELOPES" }
+"""
+
 
 def test_workers_have_the_variables_that_are_documented_and_those_that_are_asked_for(captured: Installation) -> None:
     captured.configure(
         'user = "nobody"\nenvironment = ["FOR_THEM", "NOT_THERE"]\n',
-        maps=MAPS + '[maps.r]\ntype = "redis"\nhosts = ["127.0.0.1"]\nquery = "GET %s"\npassword_env = "FOR_REDIS"\n',
+        maps=MAPS + '[maps.r]\ntype = "redis"\nhosts = ["127.0.0.1"]\nquery = "GET %s"\npassword_env = "FOR_REDIS"\n'
+        "[maps.s]\n" + ENVELOPES,
     )
-    names = ["SECRET", "FOR_THEM", "FOR_REDIS", "LC_TEST", "TZ", "LD_LIBRARY_PATH_X"]
+    (captured.directory / "secrets").write_text("secret\n")
+    shutil.chown(captured.directory / "secrets", "nobody")
+    (captured.directory / "secrets").chmod(0o400)
+    names = ["SECRET", "FOR_THEM", "FOR_REDIS", "FOR_ENVELOPES", "LC_TEST", "TZ", "LD_LIBRARY_PATH_X"]
     captured.start(env=dict.fromkeys(names, "x"))
     found = captured.lookup("run", "' '.join(sorted(os.environ))") or ""
     always = {"PATH", "HOME", "USER", "LOGNAME"}
-    assert always | {"FOR_THEM", "FOR_REDIS", "LC_TEST", "TZ"} <= set(found.split())
+    assert always | {"FOR_THEM", "FOR_REDIS", "FOR_ENVELOPES", "LC_TEST", "TZ"} <= set(found.split())
     assert not {"SECRET", "LD_LIBRARY_PATH_X", "NOT_THERE"} & set(found.split())
     assert captured.lookup("run", "os.environ['HOME']") == NOBODY.pw_dir
 

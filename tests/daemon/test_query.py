@@ -210,6 +210,39 @@ def test_code_that_cannot_be_loaded_is_told(file: Installation) -> None:
     )
 
 
+def test_verbose_shows_why_an_address_is_undone_or_not(installation: Installation) -> None:
+    installation.configure(
+        maps="".join(
+            f'[maps.{direction}]\ntype = "srs"\ndirection = "{direction}"\ndomain = "fwd.example"\n'
+            'secret_file = "secrets"\noriginal_envelope = "database"\n'
+            'envelope_database = { dbpath = "senders.sqlite" }\n'
+            for direction in ("forward", "reverse")
+        )
+    )
+    (installation.directory / "secrets").write_text("secret\nolder secret\n")
+    (installation.directory / "secrets").chmod(0o600)
+
+    def ask(name: str, key: str) -> tuple[str, str]:
+        result = query("-c", str(installation.config), "-v", name, key)
+        return result.stdout.decode().rstrip("\n"), result.stderr.decode()
+
+    rewritten, told = ask("forward", "user@sender.org")
+    assert "map forward: 'user@sender.org': it is in the database, as " in told
+    assert "map forward: 'user@sender.org': signed with secret 1 of 2, on day " in told
+    sender, told = ask("reverse", rewritten)
+    assert sender == "user@sender.org"
+    assert f"map reverse: '{rewritten}': signed with secret 1 of 2, 0 days ago" in told
+    assert f"map reverse: '{rewritten}': its sender is in the database" in told
+    for key, why in {
+        rewritten.replace("=1=", "=1=X"): "forged: its hash is made with none of the 2 secrets",
+        "SRS0=x@fwd.example": "malformed: parts of it are missing",
+        "user@fwd.example": "it is no SRS address",
+    }.items():
+        assert ask("reverse", key)[0] == ""
+        assert f"map reverse: '{key}': {why}" in ask("reverse", key)[1]
+    assert "'user@fwd.example': its domain is local" in ask("forward", "user@fwd.example")[1]
+
+
 def test_verbose_needs_a_file(server: Installation) -> None:
     result = query("-v", f"{server.endpoint}:answers", "found")
     assert result.returncode == os.EX_USAGE

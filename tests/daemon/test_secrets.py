@@ -64,6 +64,7 @@ TABLES: dict[str, dict[str, object]] = {
     "redis": {"hosts": [DEAD], "query": "GET %s"},
     "regexp": {"path": "patterns"},
     "sqlite": {"dbpath": "database", "query": "SELECT '%s'"},
+    "srs": {"direction": "reverse", "secret_file": "secrets"},
     "static": {"entries": {"key": "value"}},
     "unionmap": {"maps": ["other"]},
 }
@@ -105,6 +106,8 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory with the files that the tables name."""
     (tmp_path / "table").write_text("key value\n")
     (tmp_path / "database").touch()
+    (tmp_path / "secrets").write_text(f"{CANARY}\n")
+    (tmp_path / "secrets").chmod(0o600)
     (tmp_path / "cidr").write_text("10.0.0.0/8 value\n")
     (tmp_path / "patterns").write_text("/x/ value\n")
     (tmp_path / "cdb").write_bytes(struct.pack("<512L", *(2048, 0) * 256))
@@ -149,11 +152,47 @@ def test_a_secret_of_a_map_is_never_told_in_whatever_key_of_it(
     kind: str, base: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     owner = registry._load("type", kind)
-    keys = {f"{secret}{how}" for secret in ("password", "bind_pw", "token") for how in ("", "_file", "_env")}
+    keys = {
+        f"{secret}{how}" for secret in ("password", "bind_pw", "token", "secret") for how in ("", "_file", "_env")
+    }
     for key in (keys | {"headers"}) & {name for name, _ in declared(owner)}:
         for planted in (CANARY, [CANARY], {"Key": CANARY}, {"Key": [CANARY]}, {"Key": f"{CANARY}\n"}):
             error = told(kind, {**TABLES[kind], key: planted}, base)
             assert CANARY not in error + caplog.text, f"{key} = {planted!r}"
+
+
+@pytest.mark.parametrize(
+    "database",
+    [
+        *({"dbpath": text} for text in PLANTED),
+        *({"type": kind, **TABLES[kind], "query": text} for kind in ("redis", "mysql") for text in PLANTED),
+        *({"type": "postgresql", "hosts": [text]} for text in PLANTED),
+        *({"type": "mysql", "hosts": [DEAD], "password": each} for each in ([CANARY], {"Key": CANARY})),
+        {"type": "redis", "hosts": [DEAD], "password_file": CANARY},
+        {"type": "redis", "hosts": [DEAD], "password_env": CANARY},
+        {"type": "redis", "hosts": [DEAD], "password": CANARY},
+    ],
+)
+def test_no_key_of_a_database_of_envelopes_tells_a_secret(
+    database: dict[str, object], base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = {"direction": "forward", "domain": "fwd.example", "secret_file": "secrets"}
+    error = told("srs", {**table, "original_envelope": "database", "envelope_database": database}, base)
+    assert CANARY not in error + caplog.text
+
+
+def test_a_secret_that_signs_addresses_is_not_told_in_an_error_or_at_debug(
+    base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    for direction in ("forward", "reverse"):
+        table: dict[str, object] = {"direction": direction, "domain": "fwd.example", "secret_file": "secrets"}
+        for mode in (0o600, 0o644):
+            (base / "secrets").chmod(mode)
+            error = told("srs", table, base)
+            assert bool(error) == (mode == 0o644)
+            assert CANARY not in error + caplog.text
+    assert "secret 1 of 1" in caplog.text
 
 
 @pytest.mark.parametrize("kind", OF_FILES)
@@ -257,6 +296,7 @@ REFUSED = [
     f'type = "postgresql"\nhosts = ["postgresql://u:{CANARY}@h/db"]\nquery = "SELECT 1"\n',
     f'type = "mysql"\nhosts = ["h"]\npassword_file = "{CANARY}"\nquery = "SELECT 1"\n',
     f'type = "mysql"\nhosts = ["h"]\npassword_env = "{CANARY}"\nquery = "SELECT 1"\n',
+    f'type = "srs"\ndirection = "reverse"\nsecret_file = "{CANARY}"\n',
 ]
 
 

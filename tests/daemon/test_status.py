@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from prefork_socketmap.client import TempFail
 from prefork_socketmap.daemon import report, tables
 from prefork_socketmap.daemon.report import Finding
+from prefork_socketmap.maps.srsaddress import Flaw
 from prefork_socketmap.prefork import scoreboard
-from prefork_socketmap.prefork.counters import SERVER_COUNTERS
+from prefork_socketmap.prefork.counters import OWN, SERVER_COUNTERS
 from prefork_socketmap.socketmap.netstring import encode
 from tests.daemon.installation import COMMAND, TIMEOUT, Installation, process_status
 from tests.serving import Client, end_of_newcomer
@@ -279,6 +281,44 @@ def test_a_reload_that_was_refused_is_counted_and_explained(site: Installation) 
     assert document["generation"] == 1
     assert document["problem"].startswith("the last reload was refused: ")
     assert document["problem"] in site.run("status").stdout.splitlines()
+
+
+def test_what_is_wrong_with_addresses_is_told_by_map(site: Installation) -> None:
+    assert len(Flaw) == OWN
+    secrets = site.directory / "secrets"
+    secrets.write_text("secret\n")
+    secrets.chmod(0o600)
+    srs = '[maps.srs]\ntype = "srs"\ndirection = "reverse"\ndomain = "fwd.example"\nsecret_file = "secrets"\n'
+    site.configure(maps=MAPS + srs)
+    assert site.run("reload").returncode == 0
+    assert told(site)["maps"]["srs"]["flaws"] is None
+    for key in (
+        "SRS0=XXXX=JO=x.org=u@fwd.example",
+        "SRS0=XXXX=JO=x.org=u@other.example",
+        "SRS0=x@fwd.example",
+        "u@x",
+    ):
+        assert site.lookup("srs", key) is None
+    found = {"forged": 1, "expired": 0, "malformed": 1, "foreign": 1, "long": 0}
+    assert eventually(lambda: told(site)["maps"]["srs"]["flaws"]) == found
+    assert told(site)["maps"]["colours"]["flaws"] is None
+    assert 'flaws_total{map="srs",flaw="forged"} 1' in site.run("status", "--prometheus").stdout
+    header = next(line for line in site.run("status").stdout.splitlines() if line.startswith("map "))
+    assert "  forged  malformed  foreign" in header
+
+
+def test_the_server_that_an_srs_map_keeps_senders_in_is_a_backend(site: Installation) -> None:
+    database = 'original_envelope = "database"\nenvelope_database = { type = "redis", hosts = ["127.0.0.1:1"] }\n'
+    srs = (
+        f'[maps.srs]\ntype = "srs"\ndirection = "forward"\ndomain = "x.example"\nsecret_file = "secrets"\n{database}'
+    )
+    (site.directory / "secrets").write_text("secret\n")
+    (site.directory / "secrets").chmod(0o640)
+    site.configure("", maps=srs)
+    assert site.run("reload").returncode == 0
+    with pytest.raises(TempFail):
+        site.lookup("srs", "user@sender.org")
+    assert [(name, each["up"]) for name, each in told(site)["backends"].items()] == [("redis 127.0.0.1:1", False)]
 
 
 def test_the_state_of_caches_is_told_also_of_those_inside_a_chain(site: Installation) -> None:

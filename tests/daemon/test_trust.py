@@ -134,6 +134,18 @@ def test_code_of_the_default_map_is_looked_at_too(config: Path) -> None:
     assert refused(config).startswith(f"{config}: default_map.path: ")
 
 
+@pytest.mark.parametrize("weak", ["secrets", "secrets/file"])
+def test_secrets_of_signatures_that_others_can_write_to_are_refused(config: Path, weak: str) -> None:
+    config.write_text('[maps.m]\ntype = "srs"\nsecret_file = "secrets/file"\n')
+    (config.parent / "secrets").mkdir()
+    (config.parent / "secrets" / "file").write_text("secret\n")
+    assert examine(config) == []
+    (config.parent / weak).chmod(0o777)
+    reason = refused(config)
+    assert reason.startswith(f"{config}: maps.m.secret_file: ")
+    assert f"others can write to {config.parent / weak};" in reason
+
+
 @pytest.mark.parametrize(
     "table",
     [
@@ -154,7 +166,9 @@ def test_a_table_that_is_wrong_is_left_to_those_who_read_it(config: Path, table:
 # Secrets. Everybody can enter an installation's directory.
 
 
-@pytest.mark.parametrize("key", ["password", "bind_pw", "token", "api_token", "client_secret", "headers"])
+@pytest.mark.parametrize(
+    "key", ["password", "bind_pw", "token", "api_token", "client_secret", "headers", "table.password"]
+)
 def test_a_secret_that_everybody_can_read_is_a_warning_that_says_chmod(installation: Installation, key: str) -> None:
     installation.configure(maps=f'[maps.m]\ntype = "any"\n{key} = "x"\n')
     (warning,) = examine(installation.config)

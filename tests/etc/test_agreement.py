@@ -51,10 +51,21 @@ def postfix(installation: Installation, etc: Path) -> Iterator[Postfix]:
         (listen,) = UNIX_LISTEN.findall(text)
         text = re.sub(r"^listen = .*$", listen, text, flags=re.MULTILINE)
         text = text.replace('#runtime_dir = "/run/prefork-socketmap"', 'runtime_dir = "run"')
+        text = with_srs(text)
+        (installation.directory / "srs.secret").write_text("secret\n")
+        (installation.directory / "srs.secret").chmod(0o640)
         installation.config.write_text(led(text, installation, postfix))
         installation.start()
         yield postfix
         print(postfix.log())
+
+
+def with_srs(text: str) -> str:
+    """Return *text*, the sample, with its maps of the type ``srs`` switched on."""
+    plain, comment, srs = text.partition("#[maps.srs-forward]")
+    assert comment
+    switched_on = re.sub("^#", "", comment + srs, flags=re.MULTILINE)
+    return plain + switched_on.replace("/etc/prefork-socketmap/srs.secret", "srs.secret")
 
 
 def led(text: str, installation: Installation, postfix: Postfix) -> str:
@@ -91,6 +102,12 @@ def test_mail_flows_by_the_lines(block: dict[str, str], installation: Installati
                 554,
                 "5.7.1 <former@example.com>: Recipient address rejected: this person has left",
             )
+    if "sender_canonical_maps" in block:
+        rewritten = re.search(r"from=<(SRS0=\S+=sender@srs\.example\.com)>", postfix.logged(queue_id, "from=<"))
+        assert rewritten
+        with postfix.transaction() as session:
+            assert session.try_recipient(rewritten[1].replace("sender", "forged"))[0] == 550
+            assert session.try_recipient(rewritten[1])[0] in (250, 554)
     if "transport_maps" in block:
         with postfix.transaction() as session:
             queue_id = session.deliver("anybody@example.net")
@@ -99,10 +116,10 @@ def test_mail_flows_by_the_lines(block: dict[str, str], installation: Installati
 
 def test_the_blocks_are_found_and_name_maps_over_each_kind_of_socket(etc: Path) -> None:
     assert len(readme_blocks()) == 2
-    assert len(example_blocks(etc)) == 3
+    assert len(example_blocks(etc)) == 4
     values = " ".join(value for block in blocks() for value in block.values())
-    maps = set(re.findall(r"socketmap:(?:inet:[\d.:]+|unix:[^:]+):(\w+)", values))
-    assert maps == {"domains", "aliases", "transport", "access"}
+    maps = set(re.findall(r"socketmap:(?:inet:[\d.:]+|unix:[^:]+):([\w-]+)", values))
+    assert maps == {"domains", "aliases", "transport", "access", "srs-forward", "srs-reverse"}
     assert "socketmap:unix:socketmap/sock:" in values
 
 

@@ -96,6 +96,8 @@ def test_the_template_is_the_service_but_for_the_name(etc: Path) -> None:
         "server\n": "server %i\n",
         "/prefork-socketmap.toml\n": "/%i.toml\n",
         "RuntimeDirectory=prefork-socketmap\n": "RuntimeDirectory=prefork-socketmap-%i\n",
+        "/var/lib/prefork-socketmap.\n": "/var/lib/prefork-socketmap-%i.\n",
+        "StateDirectory=prefork-socketmap\n": "StateDirectory=prefork-socketmap-%i\n",
         "/var/cache/prefork-socketmap.\n": "/var/cache/prefork-socketmap-%i.\n",
         "CacheDirectory=prefork-socketmap\n": "CacheDirectory=prefork-socketmap-%i\n",
     }.items():

@@ -52,8 +52,8 @@ def start_daemon() -> Iterator[StartDaemon]:
     """Start a daemon with the configuration that is given; it is stopped after the module's tests."""
     with contextlib.ExitStack() as stack:
 
-        def start(config: str, files: Mapping[str, str] | None = None) -> Daemon:
-            daemon = Daemon(config, files)
+        def start(config: str, files: Mapping[str, str] | None = None, mode: int = 0o644) -> Daemon:
+            daemon = Daemon(config, files, mode)
             stack.callback(daemon.close)
             daemon.start()
             stack.callback(lambda: print(daemon.log()))

@@ -19,16 +19,18 @@ _READY = ": serving "
 class Daemon:
     """``prefork-socketmap serve`` in the foreground, on a free TCP port and on a Unix socket.
 
-    *config* is the config file but for ``listen`` and ``runtime_dir``; *files* are what lies beside it, by name.
+    *config* is the config file but for ``listen`` and ``runtime_dir``; *files* are what lies beside it, by name. All
+    of them have *mode*.
     """
 
-    def __init__(self, config: str, files: Mapping[str, str] | None = None) -> None:
+    def __init__(self, config: str, files: Mapping[str, str] | None = None, mode: int = 0o644) -> None:
         # Not pytest's directory: Postfix's processes, which run as user postfix, could not get into that.
         self.directory = Path(tempfile.mkdtemp(prefix="socketmap-daemon-"))
         self.directory.chmod(0o755)
         listen = f'listen = ["inet:127.0.0.1:{free_port()}", "unix:{self.directory}/socket"]\nruntime_dir = "run"\n'
         for name, text in {**(files or {}), "config.toml": listen + config}.items():
             (self.directory / name).write_text(text)
+            (self.directory / name).chmod(mode)
         self._log = self.directory / "log"
         self._process: subprocess.Popen[bytes] | None = None
 

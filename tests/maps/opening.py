@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from prefork_socketmap.maps import registry
+from prefork_socketmap.maps import filestate, registry, watched
 from prefork_socketmap.maps.base import Map
 
 OpenMap = Callable[..., Map]
@@ -26,3 +26,10 @@ def open_map(tmp_path: Path) -> Iterator[OpenMap]:
             return found
 
         yield make
+
+
+@pytest.fixture
+def eager_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let readers wait less for a file that is being written, and until they try again."""
+    monkeypatch.setattr(filestate, "_QUIET", 0.05)
+    monkeypatch.setattr(watched, "_PAUSE", 0.2)

@@ -10,11 +10,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pytest
 
-from prefork_socketmap.maps import filestate, watched
 from prefork_socketmap.maps.cdb import Cdb
 from prefork_socketmap.maps.watched import WatchedFileMap
 from prefork_socketmap.settings import SettingError
@@ -67,10 +66,8 @@ def postmap(path: Path, kind: str, entries: dict[str, str]) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let readers wait less for a file that is being written, and until they try again."""
-    monkeypatch.setattr(filestate, "_QUIET", 0.05)
-    monkeypatch.setattr(watched, "_PAUSE", 0.2)
+def hurry(eager_readers: None) -> None:
+    """Read soon."""
 
 
 @pytest.fixture(params=TEXTS)
@@ -96,21 +93,21 @@ def test_a_changed_text_is_seen(text: Text) -> None:
 
 def test_lookups_go_on_while_a_text_is_read(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
     arrived, opened = threading.Event(), threading.Event()
-    read = type(text.table).read
+    read = text.table.read
 
-    def slow(table: Any, file: BinaryIO) -> object:
+    def slow(file: BinaryIO) -> object:
         arrived.set()
         assert opened.wait(DEADLINE)
-        return read(table, file)
+        return read(file)
 
-    monkeypatch.setattr(type(text.table), "read", slow)
+    monkeypatch.setattr(text.table._followed, "_make", slow)
     text.path.write_bytes(text.line("two"))
     assert text.table.lookup(text.key) == Reply.ok("one")
     assert arrived.wait(DEADLINE)
-    reader = text.table._thread
+    reader = text.table._followed._thread
     for _ in range(10):
         assert text.table.lookup(text.key) == Reply.ok("one")
-        assert text.table._thread is reader
+        assert text.table._followed._thread is reader
     opened.set()
     text.answer("two")
 
@@ -118,16 +115,16 @@ def test_lookups_go_on_while_a_text_is_read(text: Text, monkeypatch: pytest.Monk
 def test_a_text_that_is_written_while_it_is_read_changes_nothing_until_it_is_whole(
     text: Text, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    read = type(text.table).read
+    read = text.table.read
     rest = [text.line("half") + text.line("whole")]
 
-    def overtaken(table: Any, file: BinaryIO) -> object:
-        found = read(table, file)
+    def overtaken(file: BinaryIO) -> object:
+        found = read(file)
         if rest:
             text.path.write_bytes(rest.pop())
         return found
 
-    monkeypatch.setattr(type(text.table), "read", overtaken)
+    monkeypatch.setattr(text.table._followed, "_make", overtaken)
     text.path.write_bytes(text.line("begun"))
     assert text.table.lookup(text.key) == Reply.ok("one")
     eventually(lambda: "it is being written; the table stays as it was" in caplog.text, within=DEADLINE)
@@ -142,9 +139,9 @@ def test_a_text_that_does_not_parse_changes_nothing_and_is_read_once(
     assert text.table.lookup(text.key) == Reply.ok("one")
     eventually(lambda: "the table stays as it was" in caplog.text, within=DEADLINE)
     assert "line 2: 'broken'" in caplog.text
-    text.table._thread.join()  # type: ignore[union-attr]
+    text.table._followed._thread.join()  # type: ignore[union-attr]
     with monkeypatch.context() as patch:
-        patch.setattr(text.table, "_read", lambda *_: pytest.fail("read again"))
+        patch.setattr(text.table._followed, "_read", lambda *_: pytest.fail("read again"))
         assert text.table.lookup(text.key) == Reply.ok("one")
     text.path.unlink()
     assert text.table.lookup(text.key) == Reply.ok("one")

@@ -314,6 +314,24 @@ def test_newcomers_are_answered_while_the_master_is_stopped_and_harm_nobody(site
         each.ask()
 
 
+def test_without_a_master_who_was_born_with_a_client_answers_it(serve: Serve, endpoint: str) -> None:
+    site = serve(MAPS, Config(process_limit=2, min_spare=2), endpoint)
+    victim, _ = site.await_workers(2)
+    clients = [GoodClient(site) for _ in range(40)]
+    for each in clients:
+        each.ask()
+    site.await_idle()
+    kill(victim)
+    site.await_count("workers", "died", 1)
+    site.await_workers(2)  # one has met only those that it has answered, the other one none
+    kill(site.pid, signal.SIGSTOP)
+    try:
+        for each in clients:
+            each.ask()
+    finally:
+        kill(site.pid, signal.SIGCONT)
+
+
 def test_clients_that_nobody_on_duty_knows_are_answered_when_the_master_goes_on(site: Site, crowd: Crowd) -> None:
     crowd.join(MANY, REQUEST)
     eventually(lambda: crowd.heard() == MANY, DEADLINE, "answers to all")

@@ -9,6 +9,7 @@ from prefork_socketmap.prefork.counters import (
     BUCKETS,
     COUNTERS_SIZE,
     OTHER,
+    OWN,
     SERVER_COUNTERS,
     JobCounters,
     SlotCounters,
@@ -55,10 +56,13 @@ def test_the_longest_job_has_room() -> None:
 def test_endings_times_and_extras_do_not_mix() -> None:
     counted = counters()
     counted.extras[3] = 42
+    counted.own[OWN - 1] = 43
     for ending in (0, 1, 1, 7):
         counted.count(ending, 0.5)
     assert list(counted.endings) == [1, 2, 0, 0, 0, 0, 0, 1]
     assert list(counted.extras) == [0, 0, 0, 42]
+    assert list(counted.own) == [*[0] * (OWN - 1), 43]
+    assert sum(counted.buckets) == 4
     assert (counted.seconds, counted.worst) == (2.0, 0.5)
 
 

@@ -24,6 +24,7 @@ from prefork_socketmap.prefork.listener import (
     ListenerState,
     open_listener,
     resolve,
+    take_in,
 )
 from prefork_socketmap.settings import SettingError
 from tests.integration.servers.process import free_port
@@ -379,3 +380,44 @@ def test_the_file_of_a_socket_is_closed_to_all_until_it_has_its_owner(
     finally:
         os.umask(umask)
     assert seen == [0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"kind": "tcp"}, 'kind: \'tcp\' .*"inet", "unix"'),
+        ({"kind": "unix"}, "path: ''"),
+        ({"kind": "unix", "path": Path("/x")}, "path: a PosixPath"),
+        ({"kind": "unix", "path": "/a\0b"}, "path: .*without a NUL"),
+        ({"kind": "inet"}, "host: ''"),
+        ({"kind": "inet", "host": "h", "port": "25"}, "port: '25' .*at most 65535"),
+        ({"kind": "inet", "host": "h", "port": 70000}, "port: 70000"),
+        ({"kind": "unix", "path": "/x", "mode": "0660"}, "mode: '0660'"),
+        ({"kind": "unix", "path": "/x", "owner": 5}, "owner: 5"),
+        ({"kind": "unix", "path": "/x", "group": None}, "group: None"),
+        ({"kind": "unix", "path": "/x", "backlog": 0}, "backlog: 0"),
+    ],
+)
+def test_an_endpoint_that_is_none_is_an_error_where_it_is_made(fields: dict[str, Any], text: str) -> None:
+    with pytest.raises(SettingError, match=text):
+        Endpoint(**fields)
+
+
+@pytest.mark.parametrize("parse", [Endpoint.parse, Endpoint.parse_inet])
+@pytest.mark.parametrize("text", [None, 25, b"inet:h:1"])
+def test_what_is_no_text_is_no_endpoint(parse: Any, text: Any) -> None:
+    with pytest.raises(SettingError, match='expected "inet:host:port"'):
+        parse(text)
+
+
+def test_a_socket_with_a_name_that_is_no_path_has_an_endpoint(opened: list[Listener]) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.bind(f"\0socketmap-{os.getpid()}")
+        opened.append(take_in(sock, BACKLOG))
+    assert str(opened[0].endpoint) == f"unix:@socketmap-{os.getpid()}"
+
+
+def test_an_error_without_a_number_does_not_tell_one(path: Path) -> None:
+    with pytest.raises(ListenError) as raised:
+        open_listener(Endpoint("unix", path=f"{path}{'x' * 200}"), BACKLOG)
+    assert str(raised.value).startswith("cannot listen on unix:")

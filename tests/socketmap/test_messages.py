@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,6 +107,50 @@ def test_decoding_a_reply_raises_nothing_but_a_value_error(payload: bytes) -> No
 def test_a_blank_value_is_refused_where_it_is_made(data: str) -> None:
     with pytest.raises(ValueError, match=r"Reply\.ok\(\) needs a value"):
         Reply.ok(data)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "error", "text"),
+    [
+        (Reply.ok, [None], TypeError, "data: type NoneType .*expected a str"),
+        (Reply.ok, [b"x"], TypeError, "data: type bytes"),
+        (Reply.ok, [5], TypeError, "data: type int"),
+        (Reply.temp_fail, [OSError("x")], TypeError, "reason: type OSError .*expected a str"),
+        (Reply.perm_fail, [None], TypeError, "reason: type NoneType"),
+        (Reply.timeout, [b""], TypeError, "reason: type bytes"),
+        (Reply.not_found().encode, ["1"], TypeError, "max_size: type str .*expected a number of bytes"),
+        (Reply.not_found().encode, [True], TypeError, "max_size: type bool"),
+        (Reply.not_found().encode, [-1], ValueError, "max_size: -1"),
+        (Reply.decode, ["OK x"], TypeError, "payload: type str .*expected bytes"),
+        (Request.decode, ["a b"], TypeError, "payload: type str .*expected bytes"),
+    ],
+)
+def test_wrong_usage_is_an_error_that_says_what_is_accepted(
+    function: Callable[..., object], arguments: list[object], error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        function(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "error", "text"),
+    [
+        (5, "x", TypeError, "name: type int .*expected a str"),
+        ("x", b"x", TypeError, "key: type bytes"),
+        ("a b", "c", ValueError, "a map name has no space: 'a b'"),
+    ],
+)
+def test_a_request_that_would_be_read_as_another_is_not_sent(
+    name: Any, key: Any, error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        Request(name, key).encode()
+
+
+def test_a_status_that_the_protocol_does_not_have_is_not_sent() -> None:
+    word: Any = "OK"
+    with pytest.raises(InvalidReplyError, match=r"the status 'OK'; use Reply\.ok\(\)"):
+        Reply(word, "x").encode()
 
 
 @pytest.mark.parametrize("data", ["", " ", "\t\n "])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -180,6 +181,7 @@ def test_endless_digits_are_not_converted() -> None:
         decode(b"9" * 10_000 + b":")
 
 
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="PyPy does not tell the size of an object")
 def test_no_memory_is_taken_for_an_announced_length() -> None:
     decoder = Decoder(10**9)
     decoder.feed(b"999999999:")
@@ -256,3 +258,33 @@ def test_one_splitter_serves_many_streams() -> None:
     with pytest.raises(FramingError):
         splitter.split(b"11:")
     assert splitter.split(bytearray(b"5:hello,")) == (b"hello", 8)
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "error", "text"),
+    [
+        (encode, "x", TypeError, "payload: type str .*expected bytes"),
+        (encode, None, TypeError, "payload: type NoneType"),
+        (Decoder, "10", TypeError, "max_size: type str .*expected a number of bytes"),
+        (Decoder, -1, ValueError, "max_size: -1"),
+        (Splitter, 1.5, TypeError, "max_size: type float"),
+        (Decoder(10).feed, "1:x,", TypeError, "data: type str .*expected bytes"),
+        (Decoder(10).feed, 5, TypeError, "data: type int"),
+        (Splitter(10).split, "1:x,", TypeError, "data: type str .*expected bytes"),
+        (Splitter(10).split, None, TypeError, "data: type NoneType"),
+    ],
+)
+def test_wrong_usage_is_an_error_that_says_what_is_accepted(
+    function: Callable[[object], object], argument: object, error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        function(argument)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_a_buffer_stays_its_owners(kind: Callable[[bytes], bytes]) -> None:
+    decoder, data = Decoder(10), kind(b"2:a")
+    decoder.feed(data)
+    decoder.feed(kind(b"b,"))
+    assert decoder.next() == b"ab"
+    assert bytes(data) == b"2:a"
