@@ -80,7 +80,9 @@ def _remove_unused(roots: Iterable[Path]) -> None:
 def _make(release: str, root: Path) -> None:
     new = root.with_name(f"{root.name}.{os.getpid()}.new")
     try:
-        _run("debootstrap", "--variant=minbase", release, str(new), _mirror(), reason="debootstrap failed")
+        _run(
+            "debootstrap", "--variant=minbase", release, str(new), _mirror(), reason="debootstrap failed", attempts=3
+        )
         _install(new)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
@@ -123,10 +125,12 @@ def _mirror() -> str:
     return _run(*listing, reason="this is no Debian").split()[0]
 
 
-def _run(*command: str, reason: str, stdin: str = "") -> str:
-    done = subprocess.run(
-        command, input=stdin, capture_output=True, text=True, check=False, timeout=_BOOTSTRAP_TIMEOUT
-    )
-    if done.returncode:
-        pytest.skip(f"{reason}: {(done.stderr or done.stdout).strip()[-500:]}")
-    return done.stdout
+def _run(*command: str, reason: str, stdin: str = "", attempts: int = 1) -> str:
+    """Return what *command* prints; *attempts*: for what a mirror fails at now and then."""
+    for _ in range(attempts):
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, text=True, check=False, timeout=_BOOTSTRAP_TIMEOUT
+        )
+        if done.returncode == 0:
+            return done.stdout
+    pytest.skip(f"{reason}: {(done.stderr or done.stdout).strip()[-500:]}")
