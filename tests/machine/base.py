@@ -5,13 +5,15 @@ They are not written to afterwards, see machine.py.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -31,9 +33,10 @@ _SYSTEM = [
     "python3-venv",
     "postfix",
     "postgresql",
+    "curl",
 ]
 # What the package depends on: a machine has no network to fetch it from.
-_LIBRARIES = ["python3-setproctitle", "python3-daemon", "python3-psycopg"]
+_LIBRARIES = ["python3-setproctitle", "python3-daemon", "python3-psycopg", "python3-prometheus-client"]
 _PACKAGES = [*_SYSTEM, *_LIBRARIES]
 _BOOTSTRAP_TIMEOUT = 1200
 # Services of the machine's own are not started in the directory that it is made in.
@@ -47,19 +50,39 @@ def base(release: str) -> Path:
         pytest.skip("only root can make a machine: run the tests as root")
     program("debootstrap", "debootstrap")
     name = hashlib.sha256(" ".join([release, *_PACKAGES, _ANSWERS]).encode()).hexdigest()[:12]
-    root = _CACHE / f"{release}-{name}"
-    if not root.exists():
-        for old in _CACHE.glob(f"{release}-*"):
-            shutil.rmtree(old)
-        _CACHE.mkdir(exist_ok=True)
-        _make(release, root)
+    root = _CACHE / f"{name}-{release}"
+    _CACHE.mkdir(exist_ok=True)
+    with _lock_of(_CACHE):
+        if not root.exists():
+            _remove_unused(path for path in _CACHE.glob(f"*-{release}*") if path.is_dir())
+            _make(release, root)
+        _in_use.append(_lock_of(root, fcntl.LOCK_SH))
     return root
+
+
+_in_use: list[IO[bytes]] = []
+"""Locks of what this process uses, held until it ends: the tests of another source tree may want other packages."""
+
+
+def _lock_of(directory: Path, kind: int = fcntl.LOCK_EX) -> IO[bytes]:
+    lock = Path(f"{directory}.lock").open("wb")  # noqa: SIM115 (whoever gets it closes it)
+    fcntl.flock(lock, kind)
+    return lock
+
+
+def _remove_unused(roots: Iterable[Path]) -> None:
+    for root in roots:
+        with suppress(BlockingIOError), _lock_of(root, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            shutil.rmtree(root)
+            Path(f"{root}.lock").unlink()
 
 
 def _make(release: str, root: Path) -> None:
     new = root.with_name(f"{root.name}.{os.getpid()}.new")
     try:
-        _run("debootstrap", "--variant=minbase", release, str(new), _mirror(), reason="debootstrap failed")
+        _run(
+            "debootstrap", "--variant=minbase", release, str(new), _mirror(), reason="debootstrap failed", attempts=3
+        )
         _install(new)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
@@ -102,10 +125,12 @@ def _mirror() -> str:
     return _run(*listing, reason="this is no Debian").split()[0]
 
 
-def _run(*command: str, reason: str, stdin: str = "") -> str:
-    done = subprocess.run(
-        command, input=stdin, capture_output=True, text=True, check=False, timeout=_BOOTSTRAP_TIMEOUT
-    )
-    if done.returncode:
-        pytest.skip(f"{reason}: {(done.stderr or done.stdout).strip()[-500:]}")
-    return done.stdout
+def _run(*command: str, reason: str, stdin: str = "", attempts: int = 1) -> str:
+    """Return what *command* prints; *attempts*: for what a mirror fails at now and then."""
+    for _ in range(attempts):
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, text=True, check=False, timeout=_BOOTSTRAP_TIMEOUT
+        )
+        if done.returncode == 0:
+            return done.stdout
+    pytest.skip(f"{reason}: {(done.stderr or done.stdout).strip()[-500:]}")
