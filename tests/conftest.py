@@ -23,7 +23,7 @@ pytest_plugins = [
 # The tests that "pytest -m fast" runs: of the parts that are pure, and of the documents. One that starts a server of
 # somebody else's, or many of ours, is not.
 _FAST = re.compile(
-    r"tests/(socketmap/|maps/(?!test_sql_servers)|etc/test_systemd|test_(client|config|manual|readme|server|service|settings|structure)\.py|"
+    r"tests/(socketmap/|maps/(?!test_(sql_servers|envelopes|policystore))|etc/test_systemd|test_(client|config|manual|readme|server|service|settings|structure)\.py|"
     r"test_architecture\.py|daemon/test_(cli|configfile|install|newfile|notify|pidfile)\.py)"
 )
 _FOREIGN = "tests.integration."
