@@ -26,7 +26,7 @@ _FAST = re.compile(
     r"tests/(socketmap/|maps/(?!test_(sql_servers|envelopes|policystore))|etc/test_systemd|test_(client|config|manual|readme|server|service|settings|structure)\.py|"
     r"test_architecture\.py|daemon/test_(cli|configfile|install|newfile|notify|pidfile)\.py)"
 )
-_FOREIGN = "tests.integration."
+_FOREIGN = ("tests.integration.", "tests.maps.tlspolicyworld")
 _SLOW = {
     "test_a_damaged_cdb_raises_and_never_more_than_that",
     "test_many_networks_are_a_table",

@@ -80,7 +80,8 @@ def test_what_is_not_the_state_of_a_server_is_an_error_that_says_so(tmp_path: Pa
 def test_a_server_that_is_upgraded_goes_on_whatever_has_become_of_its_state(tmp_path: Path, precious: Path) -> None:
     (tmp_path / "state.json").symlink_to(precious)
     memory = StateFile(tmp_path / "config", places(tmp_path)).fileno()
-    StateFile(tmp_path / "config", places(tmp_path), memory).ready(3)
+    # A duplicate: each would close it in every child that this process has later, whatever has the number by then.
+    StateFile(tmp_path / "config", places(tmp_path), os.dup(memory)).ready(3)
     found = state.read(tmp_path / "state.json")
     assert found is not None
     assert found.generation == 3
