@@ -24,6 +24,7 @@ from prefork_socketmap import settings
 from prefork_socketmap.maps.backend import Links
 from prefork_socketmap.maps.base import LookupFailedError, Map, MissingLibraryError, log, reason
 from prefork_socketmap.maps.setting import declared, read_table, setting
+from prefork_socketmap.maps.sqlitefile import use_wal
 from prefork_socketmap.socketmap.messages import Reply, to_text
 
 DOMAIN = "1"
@@ -183,9 +184,9 @@ class _Sqlite(Envelopes):
             undo.callback(self._connection.close)
             self._connection.text_factory = to_text
             # A crash of the machine may cost the last entries, but a crash of ours none; and nobody waits for a disk.
+            use_wal(self._connection, self.timeout)
             self._connection.executescript(
                 """
-                PRAGMA journal_mode = WAL;
                 PRAGMA synchronous = NORMAL;
                 CREATE TABLE IF NOT EXISTS kv (
                     k TEXT NOT NULL UNIQUE ON CONFLICT REPLACE, v TEXT NOT NULL, lt INTEGER NOT NULL

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from prefork_socketmap.maps.sqlitefile import use_wal
+
 if TYPE_CHECKING:
     from prefork_socketmap.maps.backend import Links
 
@@ -142,7 +144,7 @@ class SqliteStore:
             raise StoreError(error.strerror or str(error)) from error
         with self._errors():
             connection = self._connection()
-            connection.execute("PRAGMA journal_mode = WAL")
+            use_wal(connection, _PATIENCE)
             with self._transaction() as connection:
                 if connection.execute("PRAGMA user_version").fetchone()[0] != _LAYOUT:
                     connection.execute("DROP TABLE IF EXISTS policies")

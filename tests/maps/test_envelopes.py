@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import sqlite3
+import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from multiprocessing.queues import Queue
@@ -15,6 +17,7 @@ import pytest
 from prefork_socketmap.maps import envelopes, registry
 from prefork_socketmap.maps.backend import Links, Private, Standing
 from prefork_socketmap.maps.envelopes import DOMAIN, Envelopes
+from prefork_socketmap.maps.sqlitefile import use_wal
 from prefork_socketmap.maps.srs import SrsMap
 from prefork_socketmap.socketmap.messages import Reply, Status
 from tests.integration.servers import mariadb as mariadb_server
@@ -283,9 +286,21 @@ def test_workers_that_start_at_once_make_one_file_and_do_not_get_in_each_other_s
         worker.join()
 
 
+def test_who_comes_while_another_one_has_the_file_waits_for_it(tmp_path: Path) -> None:
+    with (
+        contextlib.closing(sqlite3.connect(tmp_path / "senders", isolation_level=None)) as other,
+        contextlib.closing(sqlite3.connect(tmp_path / "senders", timeout=0, check_same_thread=False)) as ours,
+    ):
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            use_wal(ours, 0)
+        waiting = threading.Thread(target=use_wal, args=(ours, 60))
+        waiting.start()
+        other.execute("COMMIT")
+        waiting.join(60)
+        assert ours.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
 def test_the_alias_of_a_sender_is_that_of_postsrsd() -> None:
-    # base32hex, as in RFC 4648, of the SHA-1.
-    assert (
-        envelopes.alias_of("user@sender.org") == "4I7JBALBLT6ACR9TNPN3BBCI5Q3V6H7E"
-        or len(envelopes.alias_of("user@sender.org")) == 32
-    )
+    # base32hex, as in RFC 4648, of the SHA-1: printf %s user@sender.org | openssl sha1 -binary | basenc --base32hex
+    assert envelopes.alias_of("user@sender.org") == "BGJ9GEHDJM1URLOLJHS0BTEQUSNOKO7C"
