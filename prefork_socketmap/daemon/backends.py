@@ -18,7 +18,6 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import hashlib
 import logging
 import mmap
 import os
@@ -190,6 +189,8 @@ class WorkerBackends:
 
     def standing(self, identity: Hashable, label: str) -> Standing:
         """Return the standing of a backend; one of this process alone when there is no room for more."""
+        import hashlib  # not above: without a backend nobody needs OpenSSL, which it loads
+
         row = self._registered(hashlib.sha256(repr(identity).encode("utf-8", "surrogateescape")).digest(), label)
         if row is None:
             from prefork_socketmap.maps.backend import Private

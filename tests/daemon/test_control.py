@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from pathlib import Path
 
 from tests.daemon.installation import Installation, has_ended
 
@@ -95,3 +96,11 @@ def test_a_pid_file_of_the_command_line_comes_before_the_configured_one(installa
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=10) == 0
     assert not other.exists()
+
+
+def test_no_process_has_libraries_loaded_that_no_map_needs(installation: Installation) -> None:
+    """OpenSSL took 3.7 MiB of a master and five workers, which hashed nothing."""
+    installation.start()
+    for pid in (installation.pid, *installation.workers()):
+        loaded = Path(f"/proc/{pid}/maps").read_text()
+        assert not any(name in loaded for name in ("libcrypto", "_hashlib", "libsqlite3", "_ssl"))
