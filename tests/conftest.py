@@ -23,7 +23,7 @@ pytest_plugins = [
 # The tests that "pytest -m fast" runs: of the parts that are pure, and of the documents. One that starts a server of
 # somebody else's, or many of ours, is not.
 _FAST = re.compile(
-    r"tests/(socketmap/|maps/(?!test_(sql_servers|envelopes|policystore))|etc/test_systemd|test_(client|config|manual|readme|server|service|settings|structure)\.py|"
+    r"tests/(socketmap/|maps/(?!test_(sql_servers|envelopes|policystore))|etc/test_systemd|test_(client|config|manual|readme|settings|structure)\.py|"
     r"test_architecture\.py|daemon/test_(cli|configfile|install|newfile|notify|pidfile)\.py)"
 )
 _FOREIGN = ("tests.integration.", "tests.maps.tlspolicyworld")
@@ -31,7 +31,7 @@ _SLOW = {
     "test_a_damaged_cdb_raises_and_never_more_than_that",
     "test_many_networks_are_a_table",
     "test_workers_that_start_together_share_one_copy",
-    "test_read_timeout_begins_anew_with_each_request",
+    "test_a_process_that_is_killed_in_a_write_loses_blocks_and_breaks_nothing",
 }
 
 
