@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import logging
 import socket
 import struct
 import termios
@@ -37,6 +38,19 @@ _LAST_WORDS, _MOST_LAST_WORDS = 1.0, 1 << 20
 _UNSPECIFIED = struct.pack("=H14x", socket.AF_UNSPEC)
 _libc = ctypes.CDLL(None)
 _ORDERLY_CLOSE = struct.pack("@ii", 0, 0)
+
+
+REASONS = {
+    "refused": (logging.WARNING, "[%s]: connection refused: max_connections, or the limit of open files, is reached"),
+    "evicted": (
+        logging.WARNING,
+        "[%s]: idle connection closed to make room for a new one: max_connections is reached",
+    ),
+    "expired": (logging.INFO, "[%s]: silent connection closed after keepalive_timeout"),
+    "timed_out": (logging.WARNING, "[%s]: connection closed after read_timeout or write_timeout"),
+    "overflowed": (logging.WARNING, "[%s]: connection closed: too many bytes wait for slow clients"),
+}
+"""What is told of a connection that is ended for a limit, by the server's counter of that: level, and text."""
 
 
 class Timeouts(Protocol):

@@ -15,7 +15,7 @@ from itertools import takewhile
 from time import monotonic
 
 from prefork_socketmap.prefork.channel import Given
-from prefork_socketmap.prefork.connection import client_of, reset
+from prefork_socketmap.prefork.connection import REASONS, client_of, reset
 from prefork_socketmap.prefork.scoreboard import RESERVATIONS, Row, Scoreboard
 from prefork_socketmap.prefork.shared import let_go
 from prefork_socketmap.prefork.table import ARMED, ConnectionTable, Stage
@@ -25,15 +25,6 @@ log = logging.getLogger("prefork_socketmap.master")
 _NEVER = float("inf")
 _SHORTEST_LOOK = 0.1  # between two looks at all deadlines
 _SEARCH_PAUSE = 1.0  # between two searches for connections that can be closed, when there were none
-_REASONS = {
-    "refused": (logging.WARNING, "[%s]: connection refused: max_connections, or the limit of open files, is reached"),
-    "evicted": (
-        logging.WARNING,
-        "[%s]: idle connection closed to make room for a new one: max_connections is reached",
-    ),
-    "expired": (logging.INFO, "[%s]: silent connection closed after keepalive_timeout"),
-    "timed_out": (logging.WARNING, "[%s]: connection closed after read_timeout or write_timeout"),
-}
 _SETTLING = 0.05  # how long a worker may take to note what the kernel has given it
 
 
@@ -208,7 +199,7 @@ class Connections:
     def _give_up(self, number: int, counter: str) -> None:
         """Close a connection for a reason that one of the counters of connections stands for, and tell."""
         self._board.increment("connections", counter)
-        level, text = _REASONS[counter]
+        level, text = REASONS[counter]
         if log.isEnabledFor(level):
             family = self._places[number].family
             with socket.socket(family, socket.SOCK_STREAM, fileno=os.dup(number)) as sock:

@@ -21,7 +21,7 @@ from setproctitle import setproctitle
 
 from prefork_socketmap.prefork import interruption, orphan
 from prefork_socketmap.prefork.channel import Given, Kind
-from prefork_socketmap.prefork.connection import Connection, Handler, Job, reset
+from prefork_socketmap.prefork.connection import REASONS, Connection, Handler, Job, reset
 from prefork_socketmap.prefork.descriptors import Descriptors
 from prefork_socketmap.prefork.generation import Generation
 from prefork_socketmap.prefork.listener import Listener
@@ -43,10 +43,6 @@ _ROUND = 100  # turns after which a worker looks whether there are more on duty 
 _PAUSE = 0.05  # s: after it the master is told again what it had no room for
 # Seconds: a master that does not give a worker more places within the one is behind, within the other away.
 _PATIENCE, _LONG_PATIENCE = 0.05, 0.5
-_EXCESSES = {
-    "timed_out": "[%s]: connection closed after read_timeout or write_timeout",
-    "overflowed": "[%s]: connection closed: too many bytes wait for slow clients",
-}
 # So often, with such pauses (s), workers look for who knows a connection: on a busy machine its turn comes late.
 _LOOKS, _LOOK_PAUSE = 50, 0.005
 _BREATH = 0.001  # s: a pause in which somebody else can do what this worker cannot
@@ -260,7 +256,8 @@ class Worker:
     def _end(self, connection: Connection) -> None:
         if connection.excess:
             self.row.increment("connections", connection.excess)
-            log.warning(_EXCESSES[connection.excess], connection.client)
+            level, text = REASONS[connection.excess]
+            log.log(level, text, connection.client)
         may_reset = connection.close()
         self._descriptors.forget(connection.number)
         self._unsaid.append((connection.number, connection.serial, may_reset))
