@@ -16,6 +16,7 @@ from typing import Self
 from prefork_socketmap.socketmap import netstring
 from tests.serving import Client
 from tests.threads import Threads
+from tests.waiting import eventually
 
 _LAST_ANSWERS = 30.0  # seconds; the slowest machine has answered by then
 _PAUSE = 0.1  # how soon the thread sees that it is enough
@@ -68,6 +69,11 @@ class Audience(Threads):
     def latencies(self) -> list[float]:
         """What all lookups took, in seconds."""
         return [latency for member in self.members for latency in member.latencies]
+
+    def await_answers(self, number: int) -> None:
+        """Wait until they have got so many more, or for what will show as a failure."""
+        goal = len(self.latencies) + number
+        eventually(lambda: len(self.latencies) >= goal or bool(self.failures), _LAST_ANSWERS, f"{number} answers")
 
     def __enter__(self) -> Self:
         # Connected before anybody asks: what the test then does to the server meets all of them.

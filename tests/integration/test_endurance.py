@@ -111,6 +111,7 @@ def test_nobody_notices_50_reloads(installation: Installation, limits: str) -> N
     with Audience(house.endpoints, "echo", 500, interval=1) as audience:
         for _ in range(50):
             house.change(signal.SIGHUP)
+            audience.await_answers(30)  # each generation serves, and nobody is left out however fast the machine is
     assert_everybody_was_answered(audience)
     house.assert_descriptors_are_those_of_a_fresh_start()
 
@@ -131,6 +132,7 @@ def test_postfix_delivers_all_mail_during_5_upgrades(installation: Installation,
         for _ in range(5):
             house.change(signal.SIGUSR2)
             sender.await_mails(10)
+            audience.await_answers(200)
     assert_everybody_was_answered(audience)
     eventually(lambda: not postfix.queue(), SETTLED, "all mail has left")
     log = postfix.log()
