@@ -173,8 +173,7 @@ class Campaign:
 
     def logs(self) -> str:
         """Return the end of what server and Postfix have logged, and all that the latter complains of."""
-        complaints = [line for line in self._postfix.log().splitlines() if _is_complaint(line)]
-        return "\n".join([*self._installation.log.read_text().splitlines()[-100:], *complaints])
+        return "\n".join([*self._installation.log.read_text().splitlines()[-100:], *self._postfix.complaints()])
 
     def run(self, seconds: float) -> Result:
         """Let things happen for so long, each at least once; return what was counted."""
@@ -193,7 +192,7 @@ class Campaign:
             mails=mailer.accepted,
             sent=log.count("status=sent"),
             deferred=mailer.deferred + log.count("status=deferred"),
-            lookup_errors=sum(map(_is_complaint, log.splitlines())),
+            lookup_errors=len(self._postfix.complaints()),
             in_queue=self._postfix.queue(),
             answers=sum(member.answers for member in audience.members),
             wrong=[each for each in losses if "in place of" in each],
@@ -346,7 +345,3 @@ class Stock(Threads):
                 except LookupFailed:
                     excused = self.is_excused or began < self._excused_until
                     self.counted["failed, the backend being away" if excused else "failed"] += 1
-
-
-def _is_complaint(line: str) -> bool:
-    return "warning:" in line or "lookup error" in line
