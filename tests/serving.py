@@ -8,10 +8,8 @@ import multiprocessing
 import os
 import select
 import shutil
-import signal
 import socket
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -25,6 +23,7 @@ from prefork_socketmap.prefork.scoreboard import Row, Scoreboard, State
 from prefork_socketmap.service import DefaultLookup, Lookup
 from prefork_socketmap.socketmap import netstring
 from tests.integration.servers.process import free_port
+from tests.processes import children, process_title
 from tests.waiting import eventually
 
 DEADLINE = 20.0
@@ -197,7 +196,7 @@ class Site:
 
         def so_many() -> list[int]:
             found = self.workers
-            doing = [title(pid) for pid in found]
+            doing = [process_title(pid) for pid in found]
             assert len(found) == number, f"{number} workers were expected, there are: {doing}"
             assert not any("starting" in one or "worker" not in one for one in doing), doing
             return found
@@ -325,42 +324,7 @@ def end_of_newcomer(endpoint: str) -> End:
         return End.RESET
 
 
-# Processes, as /proc shows them.
-
-
-def children(pid: int) -> list[int]:
-    """Return the process ids of a process's children, zombies excepted."""
-    try:
-        found = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in _children_of_task(task)]
-    except FileNotFoundError:
-        return []
-    return [child for child in found if is_alive(child)]
-
-
-def _children_of_task(task: Path) -> list[str]:
-    return (task / "children").read_text().split()
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs. One that nobody has waited for yet does not."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] not in "ZX"
-
-
-def await_end(*pids: int) -> None:
-    """Wait until the processes are gone."""
-    eventually(lambda: not any(map(is_alive, pids)), DEADLINE, f"the end of the processes {pids}")
-
-
-def title(pid: int) -> str:
-    """Return a process's title; empty when it is gone."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
+# What is in a master's memory.
 
 
 def scoreboard(pid: int) -> Scoreboard:
@@ -393,23 +357,3 @@ def rows_of(pid: int) -> list[Row]:
 def is_free(row: Row) -> bool:
     """Whether a worker waits for clients, on duty or in reserve, and has none in hand."""
     return row.state in (State.IDLE, State.RESERVE) and not row.held
-
-
-def descriptors(pid: int, below: float = float("inf")) -> Counter[str]:
-    """Return what a process's open descriptors with numbers *below* are, and how many of each kind."""
-    found: Counter[str] = Counter()
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            if int(link.name) < below:
-                found[_kind_of(str(link.readlink()))] += 1
-    return found
-
-
-def _kind_of(target: str) -> str:
-    """Return a name that is the same for the same kind of descriptor: sockets and pipes differ in their numbers."""
-    return target.partition(":[")[0]
-
-
-def kill(pid: int, number: int = signal.SIGKILL) -> None:
-    """Send a signal."""
-    os.kill(pid, number)

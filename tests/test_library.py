@@ -25,18 +25,8 @@ from prefork_socketmap.client import LookupTimeout, SocketmapClient, TempFail
 from prefork_socketmap.socketmap.netstring import Decoder
 from prefork_socketmap.testing import serve_socketmap, serving
 from tests.integration.servers.process import free_port
-from tests.serving import (
-    DEADLINE,
-    Client,
-    Fork,
-    Gate,
-    await_end,
-    children,
-    descriptors,
-    exit_code,
-    kill,
-    say_ok,
-)
+from tests.processes import await_end, children, descriptors, kill
+from tests.serving import DEADLINE, Client, Fork, Gate, exit_code, say_ok
 from tests.waiting import eventually
 
 __all__ = ["serve_socketmap"]  # a fixture

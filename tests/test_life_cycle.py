@@ -18,25 +18,8 @@ import pytest
 
 from prefork_socketmap import Config, ListenError, Server
 from tests.integration.servers.process import free_port
-from tests.serving import (
-    DEADLINE,
-    Client,
-    Fork,
-    Gate,
-    Serve,
-    abrupt,
-    await_end,
-    children,
-    descriptors,
-    exit_code,
-    is_alive,
-    kept,
-    kill,
-    say_ok,
-    serving,
-    title,
-    who,
-)
+from tests.processes import await_end, children, descriptors, is_alive, kill, process_title
+from tests.serving import DEADLINE, Client, Fork, Gate, Serve, abrupt, exit_code, kept, say_ok, serving, who
 from tests.waiting import eventually
 
 
@@ -498,10 +481,10 @@ def test_hup_lets_a_lookup_under_way_finish(serve: Serve, endpoint: str, gate: G
         client.request(b"slow key")
         gate.await_arrival()
         kill(site.pid, signal.SIGHUP)
-        eventually(lambda: any("generation 2" in title(pid) for pid in site.workers), DEADLINE)
+        eventually(lambda: any("generation 2" in process_title(pid) for pid in site.workers), DEADLINE)
         gate.open()
         assert client.reply() == b"OK done"
-        eventually(lambda: all("generation 2" in title(pid) for pid in site.workers), DEADLINE)
+        eventually(lambda: all("generation 2" in process_title(pid) for pid in site.workers), DEADLINE)
         assert client.ask(b"ok key") == b"OK ok"
 
 

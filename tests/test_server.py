@@ -18,22 +18,8 @@ import pytest
 from prefork_socketmap import Config, Endpoint, ListenError, RunningServer, Server, SettingError, StartError
 from prefork_socketmap.client import SocketmapClient, TempFail
 from tests.integration.servers.process import free_port
-from tests.serving import (
-    DEADLINE,
-    Client,
-    Fork,
-    Gate,
-    Serve,
-    await_end,
-    children,
-    exit_code,
-    is_alive,
-    is_free,
-    kill,
-    rows_of,
-    say_ok,
-    serving,
-)
+from tests.processes import await_end, children, is_alive, kill
+from tests.serving import DEADLINE, Client, Fork, Gate, Serve, exit_code, is_free, rows_of, say_ok, serving
 from tests.waiting import eventually
 
 

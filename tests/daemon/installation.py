@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from prefork_socketmap.client import SocketmapClient
 from tests.integration.servers.process import free_port
+from tests.processes import children, process_title
 from tests.waiting import eventually
 
 COMMAND = [sys.executable, "-m", "prefork_socketmap"]
@@ -166,31 +167,3 @@ sys.stdin.read()
         process.stdout.readline()
         yield process.pid
         assert process.poll() is None, "it got a signal"
-
-
-def children(pid: int) -> list[int]:
-    """Return the pids of the children of *pid*."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def process_status(pid: int) -> dict[str, list[str]]:
-    """Return /proc/PID/status, each line's values by its name."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return {name: values.split() for name, _, values in (line.partition(":") for line in lines)}
-
-
-def process_title(pid: int) -> str:
-    """Return the title of a process."""
-    return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode()
-
-
-def has_ended(pid: int) -> Callable[[], bool]:
-    """Return a check whether the process *pid* has ended; a zombie has."""
-
-    def check() -> bool:
-        try:
-            return process_status(pid)["State"][0] == "Z"
-        except FileNotFoundError:
-            return True
-
-    return check

@@ -20,7 +20,8 @@ from prefork_socketmap.daemon import cli
 from prefork_socketmap.maps.base import Map
 from prefork_socketmap.maps.memory import Memory, Remembered
 from prefork_socketmap.socketmap.messages import Reply
-from tests.daemon.installation import COMMAND, TIMEOUT, Installation, has_ended
+from tests.daemon.installation import COMMAND, TIMEOUT, Installation
+from tests.processes import has_ended
 from tests.serving import Client
 from tests.waiting import eventually
 

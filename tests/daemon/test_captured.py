@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from prefork_socketmap.client import SocketmapClient
-from tests.daemon.installation import TIMEOUT, Installation, has_ended, process_status
+from tests.daemon.installation import TIMEOUT, Installation
+from tests.processes import children, has_ended, process_status
 from tests.serving import Client
 from tests.waiting import eventually
 
@@ -201,7 +202,7 @@ def test_a_connection_ends_with_its_worker_whatever_children_live_on(
             captured.idle_workers()
         client.request(f"fork {file}".encode())
         child = eventually(lambda: int(file.read_text()) if file.exists() and file.read_text() else 0, what="a child")
-        (worker,) = [pid for pid in captured.workers() if child in _children(pid)]
+        (worker,) = [pid for pid in captured.workers() if child in children(pid)]
         os.kill(worker, signal.SIGKILL)
         try:
             with pytest.raises(ConnectionResetError):
@@ -211,7 +212,7 @@ def test_a_connection_ends_with_its_worker_whatever_children_live_on(
             os.kill(child, signal.SIGKILL)
 
 
-def test_a_connection_that_the_client_ends_is_not_kept_by_children(captured: Installation, yard: Path) -> None:
+def test_a_connection_that_the_client_ends_is_not_kept_bychildren(captured: Installation, yard: Path) -> None:
     captured.start()
     with SocketmapClient(captured.endpoint) as client, SocketmapClient(captured.endpoint) as other:
         other.lookup("run", "1")
@@ -235,10 +236,6 @@ def test_a_child_that_comes_back_from_the_code_of_a_map_ends_and_answers_nobody(
             eventually(has_ended(int(file.read_text())), what="the end of the child")
         assert client.lookup("run", "7") == "7"
     assert captured.lookup("run", "8") == "8"
-
-
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 # Paths.

@@ -7,7 +7,8 @@ import signal
 import threading
 from pathlib import Path
 
-from tests.daemon.installation import Installation, has_ended
+from tests.daemon.installation import Installation
+from tests.processes import has_ended
 
 
 def test_stop_waits_until_the_server_is_gone(installation: Installation) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.daemon.installation import COMMAND, TIMEOUT, Installation, children, process_status
+from tests.daemon.installation import COMMAND, TIMEOUT, Installation
 from tests.integration.servers.process import free_port
+from tests.processes import await_end, children, process_status
 
 
 def test_the_command_returns_when_lookups_are_answered(installation: Installation) -> None:
@@ -104,9 +104,7 @@ def test_workers_do_not_outlive_a_daemon_that_is_killed(installation: Installati
     workers = children(master)
     assert workers
     os.kill(master, 9)
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{worker}").exists() and process_status(worker)["State"][0] != "Z" for worker in workers):
-        assert time.monotonic() < deadline
+    await_end(*workers)
 
 
 def test_a_port_is_free_again_after_a_start_that_failed(installation: Installation) -> None:

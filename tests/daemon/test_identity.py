@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.installation import COMMAND, TIMEOUT, Installation, impostor, process_title
+from tests.daemon.installation import COMMAND, TIMEOUT, Installation, impostor
+from tests.processes import process_title
 
 
 def break_syntax(config: Path) -> None:

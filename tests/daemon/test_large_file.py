@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prefork_socketmap.client import SocketmapClient
-from tests.daemon.installation import Installation, children, process_title
+from tests.daemon.installation import Installation
+from tests.processes import children, process_title
 from tests.waiting import eventually
 
 LINES = 1_000_000

@@ -20,8 +20,9 @@ from prefork_socketmap.client import TempFail
 from prefork_socketmap.daemon import configfile
 from prefork_socketmap.daemon.exporter import MOST_CLIENTS
 from prefork_socketmap.settings import SettingError
-from tests.daemon.installation import Installation, children, has_ended, process_status, process_title
+from tests.daemon.installation import Installation
 from tests.integration.servers.process import free_port
+from tests.processes import children, has_ended, process_status, process_title
 from tests.waiting import eventually
 
 ETC = Path(__file__).parent.parent.parent / "etc"
@@ -71,16 +72,10 @@ class Metered(Installation):
         """Wait for the metrics process; return its pid."""
 
         def find() -> int:
-            found = [pid for pid in children(self.pid) if _title(pid) == TITLE and pid != other_than]
+            found = [pid for pid in children(self.pid) if process_title(pid) == TITLE and pid != other_than]
             return found[0] if found else 0
 
         return eventually(find, within=30, what="the metrics process")
-
-
-def _title(pid: int) -> str:
-    with contextlib.suppress(FileNotFoundError):
-        return process_title(pid)
-    return ""
 
 
 @pytest.fixture
@@ -188,7 +183,7 @@ def test_a_reload_moves_it_and_one_that_is_refused_does_not(metered: Metered) ->
     eventually(has_ended(first), within=30, what="the former one has gone")
     Installation.configure(metered)
     assert metered.run("reload").returncode == 0
-    eventually(lambda: TITLE not in [_title(pid) for pid in children(metered.pid)], within=30, what="it has gone")
+    eventually(lambda: TITLE not in map(process_title, children(metered.pid)), within=30, what="it has gone")
 
 
 def test_an_upgrade_takes_it_along(metered: Metered) -> None:

@@ -11,7 +11,8 @@ import sys
 import pytest
 
 from prefork_socketmap.daemon.privileges import Account
-from tests.daemon.installation import COMMAND, TIMEOUT, Installation, process_status, process_title
+from tests.daemon.installation import COMMAND, TIMEOUT, Installation
+from tests.processes import process_status, process_title
 from tests.waiting import eventually
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change users")

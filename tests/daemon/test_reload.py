@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from prefork_socketmap.client import SocketmapClient
-from tests.daemon.installation import Installation, process_status
+from tests.daemon.installation import Installation
 from tests.daemon.load import Load
 from tests.integration.servers.process import free_port
+from tests.processes import process_status
 from tests.waiting import eventually
 
 PYTHON_MAP = '[maps.answers]\ntype = "python"\npath = ["."]\nfunction = "answers:answer"\n'

@@ -23,7 +23,8 @@ from prefork_socketmap.maps.srsaddress import Flaw
 from prefork_socketmap.prefork import scoreboard
 from prefork_socketmap.prefork.counters import OWN, SERVER_COUNTERS
 from prefork_socketmap.socketmap.netstring import encode
-from tests.daemon.installation import COMMAND, TIMEOUT, Installation, process_status
+from tests.daemon.installation import COMMAND, TIMEOUT, Installation
+from tests.processes import process_status
 from tests.serving import Client, end_of_newcomer
 from tests.waiting import eventually
 

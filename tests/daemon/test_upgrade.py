@@ -15,10 +15,11 @@ import pytest
 import prefork_socketmap
 from prefork_socketmap import Endpoint
 from prefork_socketmap.daemon import pidfile
-from tests.daemon.installation import TIMEOUT, Installation, children, has_ended, process_status, process_title
+from tests.daemon.installation import TIMEOUT, Installation
 from tests.daemon.load import Load
 from tests.integration.servers.process import free_port
-from tests.serving import Client, descriptors
+from tests.processes import children, descriptors, has_ended, process_status, process_title
+from tests.serving import Client
 from tests.waiting import eventually
 
 SETTLED = 30  # seconds, within which a program has started even on a busy machine

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.installation import TIMEOUT, Installation, has_ended, impostor, process_status
+from tests.daemon.installation import TIMEOUT, Installation, impostor
 from tests.integration.servers.process import program
+from tests.processes import has_ended, process_status
 from tests.serving import Client
 
 PROGRAM = Path(sys.executable).with_name("prefork-socketmap")

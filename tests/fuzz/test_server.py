@@ -23,7 +23,8 @@ from prefork_socketmap.prefork.counters import SERVER_COUNTERS
 from prefork_socketmap.socketmap import netstring
 from tests.crowd import GoodClient, echo
 from tests.fuzz import repeat, unlimited
-from tests.serving import DEADLINE, Client, Serve, Site, is_alive
+from tests.processes import is_alive
+from tests.serving import DEADLINE, Client, Serve, Site
 from tests.waiting import eventually
 
 _RESET = struct.pack("@ii", 1, 0)

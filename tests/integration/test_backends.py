@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +25,7 @@ from tests.integration.servers.redis import PASSWORD as REDIS_PASSWORD
 from tests.integration.servers.redis import Redis
 from tests.integration.servers.slapd import PASSWORD as SLAPD_PASSWORD
 from tests.integration.servers.slapd import READER, SUFFIX, Slapd
+from tests.processes import children
 from tests.waiting import eventually
 
 ALIASES = {"info@example.com": "staff@example.net", "@example.com": "rest@example.net"}
@@ -146,4 +146,4 @@ def rcpt(session: Any, recipient: str) -> int:
 def workers(daemon: Daemon) -> set[int]:
     """Return the pids of the daemon's workers."""
     master = json.loads((daemon.directory / "run/state.json").read_text())["pid"]
-    return set(map(int, Path(f"/proc/{master}/task/{master}/children").read_text().split()))
+    return set(children(master))

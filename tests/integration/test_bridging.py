@@ -14,7 +14,7 @@ from prefork_socketmap.client import LookupFailed, SocketmapClient
 from tests.integration.conftest import StartDaemon
 from tests.integration.daemon import Daemon
 from tests.integration.servers.postgresql import DATABASE, PASSWORD, Postgresql
-from tests.serving import children
+from tests.processes import children
 from tests.waiting import eventually
 
 KEYS = [f"user{number}@example.com" for number in range(10)]

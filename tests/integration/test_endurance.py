@@ -17,7 +17,7 @@ from tests.daemon.installation import Installation
 from tests.integration.audience import Audience
 from tests.integration.conftest import StartPostfix
 from tests.integration.postfix import Postfix
-from tests.serving import descriptors
+from tests.processes import descriptors
 from tests.threads import Threads
 from tests.waiting import eventually
 

@@ -22,7 +22,8 @@ from prefork_socketmap.maps.sharedtable import SharedTable
 from prefork_socketmap.settings import SettingError
 from prefork_socketmap.socketmap.messages import Reply
 from tests.crowd import Log
-from tests.serving import Gate, children, title
+from tests.processes import children, process_title
+from tests.serving import Gate
 from tests.waiting import eventually
 
 Make = Callable[..., FileMap]
@@ -126,7 +127,7 @@ def hold_readers(monkeypatch: pytest.MonkeyPatch) -> Gate:
 
 def readers() -> list[int]:
     """Return the readers that this process has forked."""
-    return [pid for pid in children(os.getpid()) if "reader of" in title(pid)]
+    return [pid for pid in children(os.getpid()) if "reader of" in process_title(pid)]
 
 
 def test_while_a_file_is_read_every_worker_answers_from_the_old_table(

@@ -16,7 +16,8 @@ from prefork_socketmap import Config
 from prefork_socketmap.prefork.table import BUFFER_LIMIT
 from prefork_socketmap.socketmap import netstring
 from tests.crowd import MANY, Board, Crowd, GoodClient, echo
-from tests.serving import DEADLINE, Client, Gate, Serve, Site, kept, kill
+from tests.processes import kill
+from tests.serving import DEADLINE, Client, Gate, Serve, Site, kept
 from tests.waiting import eventually
 
 REQUEST = netstring.encode(b"echo key")

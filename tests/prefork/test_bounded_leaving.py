@@ -14,7 +14,8 @@ import pytest
 
 from prefork_socketmap import Config
 from tests.crowd import Board, Crowd, GoodClient, Log, echo
-from tests.serving import DEADLINE, Gate, Serve, Site, await_end, kill
+from tests.processes import await_end, kill
+from tests.serving import DEADLINE, Gate, Serve, Site
 from tests.waiting import eventually
 
 SIGNALS = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM]

@@ -19,7 +19,7 @@ from prefork_socketmap.prefork.channel import (
     make_inbox,
     read_answer,
 )
-from tests.serving import descriptors
+from tests.processes import descriptors
 
 Way = tuple[Inbox, Sender]
 HEADER = struct.Struct("=BQQ")

@@ -12,23 +12,8 @@ from pathlib import Path
 import pytest
 
 from prefork_socketmap import Config, Server
-from tests.serving import (
-    DEADLINE,
-    MAPS,
-    Client,
-    End,
-    Fork,
-    Gate,
-    Serve,
-    abrupt,
-    await_end,
-    descriptors,
-    end_of_newcomer,
-    kill,
-    say_ok,
-    serving,
-    title,
-)
+from tests.processes import await_end, descriptors, kill, process_title
+from tests.serving import DEADLINE, MAPS, Client, End, Fork, Gate, Serve, abrupt, end_of_newcomer, say_ok, serving
 from tests.waiting import eventually
 
 
@@ -101,7 +86,7 @@ def test_connections_survive_reload_after_reload(serve: Serve, endpoint: str) ->
         kill(site.pid, signal.SIGHUP)
         ask_each(clients)
         name = f"generation {generation}"
-        eventually(lambda name=name: all(name in title(pid) for pid in site.workers), DEADLINE)  # type: ignore[misc]
+        eventually(lambda name=name: all(name in process_title(pid) for pid in site.workers), DEADLINE)  # type: ignore[misc]
     ask_each(clients)
     assert all(client.is_open for client in clients)
 

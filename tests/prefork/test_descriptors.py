@@ -17,7 +17,8 @@ from prefork_socketmap import Config, Server
 from prefork_socketmap.prefork.reload import StartError
 from tests.crowd import Board, Crowd, GoodClient, echo
 from tests.integration.servers.process import free_port
-from tests.serving import DEADLINE, Client, Serve, descriptors, kill, serving
+from tests.processes import children, descriptors, kill
+from tests.serving import DEADLINE, Client, Serve, serving
 from tests.waiting import eventually
 
 _forking = multiprocessing.get_context("fork")
@@ -126,11 +127,8 @@ def test_a_worker_that_comes_late_receives_a_crowd_under_a_low_limit() -> None:
             assert client.ask(b"echo key") == b"OK key"
         background = server._background
         assert background
-        pids = [
-            int(pid) for pid in Path(f"/proc/{background.pid}/task/{background.pid}/children").read_text().split()
-        ]
-        for pid in pids[:1]:
-            os.kill(pid, signal.SIGKILL)
+        first, *others = children(background.pid)
+        kill(first)
         answered = 0
         for _ in range(5):
             for client in clients:
@@ -140,8 +138,7 @@ def test_a_worker_that_comes_late_receives_a_crowd_under_a_low_limit() -> None:
                     continue
                 answered += 1
         assert answered >= 5 * 109
-        left = Path(f"/proc/{background.pid}/task/{background.pid}/children").read_text().split()
-        assert set(map(str, pids[1:])) <= set(left), "workers have died"
+        assert set(others) <= set(children(background.pid)), "workers have died"
 
     assert outcome(256, 0, use) == "served"
 

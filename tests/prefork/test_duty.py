@@ -13,7 +13,8 @@ from prefork_socketmap.prefork.duty import PLACES, Duty, DutyState, is_held_up
 from prefork_socketmap.prefork.scoreboard import Row, Scoreboard, State
 from prefork_socketmap.prefork.shared import Lifeline
 from prefork_socketmap.prefork.table import ConnectionTable
-from tests.serving import DEADLINE, descriptors
+from tests.processes import descriptors
+from tests.serving import DEADLINE
 from tests.waiting import eventually
 
 

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import pytest
 
 from prefork_socketmap import Config
-from tests.serving import DEADLINE, Client, Serve, Site, kill, title
+from tests.processes import kill, process_title
+from tests.serving import DEADLINE, Client, Serve, Site
 from tests.waiting import eventually
 
 CLIENTS = 200
@@ -79,7 +80,7 @@ def test_every_client_is_answered_over_its_one_connection(
     for _ in range(30):
         disturb(site)
         crowd.ask_around()
-    eventually(lambda: bool(site.workers) and all("worker" in title(pid) for pid in site.workers), DEADLINE)
+    eventually(lambda: bool(site.workers) and all("worker" in process_title(pid) for pid in site.workers), DEADLINE)
     crowd.ask_all()
 
 

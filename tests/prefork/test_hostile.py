@@ -25,7 +25,8 @@ from prefork_socketmap.prefork.scoreboard import MAX_SLOTS, RETIRED, STOPPING
 from prefork_socketmap.prefork.worker import Worker
 from tests.crowd import GoodClient, echo
 from tests.integration.servers.process import free_port
-from tests.serving import DEADLINE, Client, Gate, Serve, Site, is_alive, kill, scoreboard
+from tests.processes import is_alive, kill
+from tests.serving import DEADLINE, Client, Gate, Serve, Site, scoreboard
 from tests.waiting import eventually
 
 HUGE = (1 << 64) - 1

@@ -22,7 +22,8 @@ from prefork_socketmap.prefork.plan import Observer, Plan
 from prefork_socketmap.service import Service
 from prefork_socketmap.settings import SettingError
 from tests.integration.servers.process import free_port
-from tests.serving import DEADLINE, Client, End, Fork, end_of_newcomer, exit_code, kill, serving, title
+from tests.processes import children, kill, process_title
+from tests.serving import DEADLINE, Client, End, Fork, end_of_newcomer, exit_code, serving
 from tests.waiting import eventually
 
 Event = tuple[str, object, object]
@@ -158,14 +159,10 @@ def test_a_reload_changes_the_limits(run: Run, unix: Unix) -> None:
     assert master.reload() == ("reloaded", 2, None)
     assert master.process.pid
     pid = master.process.pid
-    eventually(lambda: [title(worker) for worker in workers_of(pid)] == [SECOND] * 4, DEADLINE)
+    eventually(lambda: [process_title(worker) for worker in children(pid)] == [SECOND] * 4, DEADLINE)
 
 
 SECOND = "prefork-socketmap: worker, generation 2, idle"
-
-
-def workers_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 
 from prefork_socketmap import Config
 from tests.crowd import Board, GoodClient, Log, echo
-from tests.serving import DEADLINE, Client, Gate, Serve, Site, await_end, is_alive, kill
+from tests.processes import await_end, is_alive, kill
+from tests.serving import DEADLINE, Client, Gate, Serve, Site
 from tests.waiting import eventually
 
 SOON = 10.0  # seconds, for what takes three or so

@@ -26,20 +26,8 @@ from prefork_socketmap.prefork.shared import Bell, Lifeline, Shared
 from prefork_socketmap.prefork.signals import Signals
 from prefork_socketmap.prefork.table import ConnectionTable
 from prefork_socketmap.socketmap import netstring
-from tests.serving import (
-    DEADLINE,
-    MAPS,
-    Gate,
-    Serve,
-    Site,
-    abrupt,
-    await_end,
-    descriptors,
-    end_of_newcomer,
-    is_alive,
-    kill,
-    scoreboard,
-)
+from tests.processes import await_end, descriptors, is_alive, kill
+from tests.serving import DEADLINE, MAPS, Gate, Serve, Site, abrupt, end_of_newcomer, scoreboard
 from tests.waiting import eventually
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from prefork_socketmap import Config
 from tests.crowd import Board, Crowd, GoodClient, echo
-from tests.serving import DEADLINE, Client, Serve, Site, kill
+from tests.processes import kill
+from tests.serving import DEADLINE, Client, Serve, Site
 from tests.waiting import eventually
 
 

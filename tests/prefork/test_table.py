@@ -16,7 +16,7 @@ from prefork_socketmap.prefork.channel import Given
 from prefork_socketmap.prefork.connections import Connections
 from prefork_socketmap.prefork.scoreboard import Scoreboard
 from prefork_socketmap.prefork.table import BUFFER_LIMIT, Buffers, ConnectionTable, Stage, TableState
-from tests.serving import descriptors
+from tests.processes import descriptors
 
 FIRST, LIMIT = 700, 800
 

@@ -20,7 +20,7 @@ from prefork_socketmap.prefork.listener import ListenerState
 from prefork_socketmap.prefork.signals import Signals
 from prefork_socketmap.prefork.table import TableState
 from prefork_socketmap.prefork.upgrade import Check, ChildState, MasterState, refuse_another_layout
-from tests.serving import await_end
+from tests.processes import await_end
 from tests.waiting import eventually
 
 SUCCESSOR = """

@@ -19,7 +19,8 @@ from prefork_socketmap.prefork.generation import Generation
 from prefork_socketmap.prefork.pool import Child
 from prefork_socketmap.prefork.scoreboard import Row, Scoreboard
 from prefork_socketmap.service import Lookup
-from tests.serving import DEADLINE, Client, Serve, abrupt, await_end, descriptors, is_alive, kill, who
+from tests.processes import await_end, descriptors, is_alive, kill
+from tests.serving import DEADLINE, Client, Serve, abrupt, who
 from tests.waiting import eventually
 
 TIMED_OUT = b"TIMEOUT lookup timed out"

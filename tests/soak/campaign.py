@@ -17,11 +17,11 @@ from types import TracebackType
 from typing import Self
 
 from prefork_socketmap.client import LookupFailed, SocketmapClient
-from tests.daemon.installation import Installation, process_status
+from tests.daemon.installation import Installation
 from tests.integration.audience import Audience
 from tests.integration.postfix import Postfix
 from tests.integration.servers.redis import Redis
-from tests.serving import descriptors
+from tests.processes import descriptors, process_status
 from tests.smalldisk import SmallDisk
 from tests.threads import Threads
 from tests.waiting import eventually

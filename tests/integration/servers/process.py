@@ -22,6 +22,7 @@ from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
 
 import pytest
 
+from tests.processes import children
 from tests.waiting import eventually
 
 # Debian keeps PostgreSQL's programs, of which several versions can be installed, out of PATH; sbin may not be in it.
@@ -213,7 +214,7 @@ class Server(abc.ABC):
                 os.kill(pid, signal.SIGSTOP)
                 # A thread on another CPU may go on for a moment.
                 eventually(lambda: _is_stopped(pid), what=f"process {pid} is stopped")  # noqa: B023 - called here
-                self._frozen += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+                self._frozen += children(pid)
 
     def thaw(self) -> None:
         """Undo ``freeze``."""
