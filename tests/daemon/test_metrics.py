@@ -259,12 +259,35 @@ def test_a_wrong_address_is_an_error_with_its_key(metered: Metered, listen: str)
         configfile.load(metered.config)
 
 
+# Maps with all that is told only where there is something to tell.
+EVERYTHING = """
+[maps.cached]
+type = "redis"
+hosts = ["unix:/nobody"]
+query = "GET %s"
+cache_ttl = "1h"
+
+[maps.bounces]
+type = "srs"
+direction = "reverse"
+secret_file = "secrets"
+"""
+
+
 def test_the_board_for_grafana_shows_metrics_that_there_are(metered: Metered) -> None:
     board = json.loads((ETC / "grafana/prefork-socketmap.json").read_text())
     expressions = [target["expr"] for panel in board["panels"] for target in panel.get("targets", ())]
     used = {name for each in expressions for name in re.findall(r"\bprefork_socketmap_\w+", each)}
+    secrets = metered.directory / "secrets"
+    secrets.write_text("secret\n")
+    secrets.chmod(0o600)
+    metered.configure(maps=EVERYTHING)
     metered.start()
-    samples = {name for name, _ in metered.scraped()}
-    assert len(used) > 10
-    maybe = {"prefork_socketmap_cache_hits_total", "prefork_socketmap_cache_misses_total"}  # where there is a cache
-    assert used - maybe <= samples
+    assert metered.lookup("bounces", "SRS0=nonsense@example.com") is None
+    with pytest.raises(TempFail):
+        metered.lookup("cached")
+
+    def shown() -> set[str]:
+        return {name for name, _ in metered.scraped()}
+
+    eventually(lambda: used <= shown(), within=30, what="all metrics that the board shows")
