@@ -15,6 +15,8 @@ from daemon.daemon import (  # type: ignore[import-untyped]
     prevent_core_dump,
 )
 
+from prefork_socketmap.daemon.owndescriptor import OwnDescriptor
+
 _UMASK = 0o022
 _LAST_STANDARD = 2  # descriptor
 
@@ -25,9 +27,8 @@ class Launch:
     """How a start went: told to the process that was started, through a pipe."""
 
     def __init__(self, pipe: int) -> None:
-        self._pipe = pipe
         # A worker that held it open would keep the waiting process waiting.
-        os.register_at_fork(after_in_child=self._close)
+        self._pipe = OwnDescriptor(pipe)
 
     def succeeded(self) -> None:
         """Tell that the server is ready."""
@@ -39,14 +40,9 @@ class Launch:
         self._tell(code, reason)
 
     def _tell(self, code: int, reason: str) -> None:
-        if self._pipe >= 0:
-            os.write(self._pipe, f"{code} {reason}".encode("utf-8", "backslashreplace"))
-            self._close()
-
-    def _close(self) -> None:
-        if self._pipe >= 0:
-            os.close(self._pipe)
-            self._pipe = -1
+        if self._pipe.is_open:
+            os.write(self._pipe.fileno(), f"{code} {reason}".encode("utf-8", "backslashreplace"))
+            self._pipe.close()
 
 
 def in_background(program: Callable[[Launch], int], keep: Iterable[int]) -> int:

@@ -17,6 +17,7 @@ import stat
 from pathlib import Path
 
 from prefork_socketmap.daemon import newfile, recordlock
+from prefork_socketmap.daemon.owndescriptor import OwnDescriptor
 
 
 class AlreadyRunningError(Exception):
@@ -36,28 +37,19 @@ class PidFile:
         *held* is a descriptor that holds the lock already: of the program that was in this process before.
         """
         self.path = path
-        if held is not None and _is_at(path, held):
-            self._descriptor = held
-        else:
-            self._descriptor = _take(path)
         # A child has no share in a lock of this kind (lockf(3)); it shall not have a way to write the file, either.
-        os.register_at_fork(after_in_child=self._close)
+        self._descriptor = OwnDescriptor(held if held is not None and _is_at(path, held) else _take(path))
 
     def fileno(self) -> int:
         """Return the descriptor that holds the lock."""
-        return self._descriptor
+        return self._descriptor.fileno()
 
     def remove(self) -> None:
         """Remove the file, and then give up the lock."""
         with contextlib.suppress(OSError):
-            if _is_at(self.path, self._descriptor):
+            if _is_at(self.path, self.fileno()):
                 self.path.unlink()
-        self._close()
-
-    def _close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._descriptor.close()
 
 
 def holder(path: Path) -> int | None:

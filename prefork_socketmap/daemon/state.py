@@ -23,6 +23,7 @@ from typing import Any
 
 from prefork_socketmap.daemon import newfile
 from prefork_socketmap.daemon.configfile import Places
+from prefork_socketmap.daemon.owndescriptor import OwnDescriptor
 from prefork_socketmap.prefork.plan import Observer
 
 log = logging.getLogger("prefork_socketmap.master")
@@ -127,11 +128,10 @@ class StateFile(Observer):
         self.has_file = True
         """Whether there is a state file: where nobody may write the directory there is the memory only."""
         self._path = places.state_file
-        self._memory = os.memfd_create(_MEMORY, os.MFD_CLOEXEC) if memory is None else memory
         # A worker is not to be believed when it says who its master is.
-        os.register_at_fork(after_in_child=self._close)
+        self._memory = OwnDescriptor(os.memfd_create(_MEMORY, os.MFD_CLOEXEC) if memory is None else memory)
         before = of_process(os.getpid()) if memory is not None else None
-        os.set_inheritable(self._memory, False)
+        os.set_inheritable(self.fileno(), False)
         self._state = dataclasses.replace(
             before or State(),
             config=str(config),
@@ -143,7 +143,7 @@ class StateFile(Observer):
 
     def fileno(self) -> int:
         """Return the descriptor of the memory."""
-        return self._memory
+        return self._memory.fileno()
 
     def show_boards(self, board: int, backends: int) -> None:
         """Tell where the scoreboard, and that of the backends, is found when its file is not there any more."""
@@ -167,12 +167,7 @@ class StateFile(Observer):
         """Remove the file, and let go of the memory."""
         if self.has_file:
             self._path.unlink(missing_ok=True)
-        self._close()
-
-    def _close(self) -> None:
-        if self._memory >= 0:
-            os.close(self._memory)
-            self._memory = -1
+        self._memory.close()
 
     def _write(self, **changes: Any) -> None:
         self._state = dataclasses.replace(self._state, **changes, listening=[*self.listening()])
@@ -186,7 +181,8 @@ class StateFile(Observer):
 
     def _remember(self) -> None:
         # Behind a shorter text, what is left of a longer one is overwritten with blanks: JSON ends in front of them.
-        os.pwrite(self._memory, self._text().encode().ljust(os.fstat(self._memory).st_size), 0)
+        memory = self.fileno()
+        os.pwrite(memory, self._text().encode().ljust(os.fstat(memory).st_size), 0)
 
     def _text(self) -> str:
         return json.dumps(dataclasses.asdict(self._state))
