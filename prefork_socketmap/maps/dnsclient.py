@@ -112,8 +112,8 @@ class DnsClient:
         return self._choose()[1]
 
     def ask(self, name: str, kind: str, deadline: float) -> Answer:
-        """Ask for records, until *deadline* (of ``time.monotonic``). Raises DnsError."""
-        question = f"{name} {kind}"
+        """Ask for records, until *deadline* (of ``time.monotonic``). Raises DnsError. *name*: "" is the root."""
+        question = f"{name or 'the root'} {kind}"
         resolvers, is_trusted = self._choose()
         try:
             query = dns.message.make_query(

@@ -31,6 +31,7 @@ from prefork_socketmap.maps.secret import Secret, secret
 from prefork_socketmap.maps.setting import setting
 from prefork_socketmap.maps.template import Address, Template
 from prefork_socketmap.maps.tls import TlsSettings
+from prefork_socketmap.maps.uncut import refuse_cuts
 from prefork_socketmap.socketmap.messages import Reply
 
 if not hasattr(urllib3, "BaseHTTPResponse"):
@@ -180,6 +181,8 @@ class HttpMap(TlsSettings, NetworkMap[HTTPConnection]):
                 f"maps.{name}.url", "does not begin with https://, but there are TLS settings"
             )
         self._tls = self.tls_context() if self.url.scheme == "https" else None
+        if self._tls:
+            refuse_cuts(self._tls)
 
     def dial(self, host: str, timeout: float) -> HTTPConnection:
         """Connect to *host*."""

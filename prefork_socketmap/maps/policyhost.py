@@ -18,6 +18,7 @@ from typing import Any
 
 from prefork_socketmap.maps import httpanswer, mtasts
 from prefork_socketmap.maps.mtasts import Policy, PolicyError
+from prefork_socketmap.maps.uncut import UncutSocket, refuse_cuts
 
 PORT = 443
 LARGEST_POLICY = 65536
@@ -35,6 +36,7 @@ def tls_context(ca_file: str | None) -> ssl.SSLContext:
     """Return the context for ``fetch``; *ca_file* is in place of the system's authorities. Raises OSError."""
     context = ssl.create_default_context(cafile=ca_file)
     context.hostname_checks_common_name = False  # RFC 8461, 3.3: a DNS-ID of subjectAltName
+    refuse_cuts(context)
     context.sslsocket_class = _BoundedSocket
     return context
 
@@ -118,11 +120,10 @@ class _Connection(http.client.HTTPConnection):
         super().connect()
         sock: socket.socket = self.sock
         sock.settimeout(max(end - time.monotonic(), _LEAST_SHARE))
-        # Who cuts the connection off shall not cut an answer short that does not tell its length: RFC 9112, 9.8.
-        self.sock = self._context.wrap_socket(sock, server_hostname=self._host, suppress_ragged_eofs=False)
+        self.sock = self._context.wrap_socket(sock, server_hostname=self._host)
 
 
-class _BoundedSocket(ssl.SSLSocket):
+class _BoundedSocket(UncutSocket):
     """Receives until a moment, and so much: http.client has a limit for each line, but who sends slowly has time."""
 
     _deadline = float("inf")

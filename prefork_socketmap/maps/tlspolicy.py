@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 
 from prefork_socketmap import settings
 from prefork_socketmap.maps import policyhost
-from prefork_socketmap.maps.base import LookupFailedError, Map, MissingLibraryError, log
+from prefork_socketmap.maps.base import LookupFailedError, Map, MissingLibraryError, UncheckedError, log
 from prefork_socketmap.maps.dane import Dane, Finding
-from prefork_socketmap.maps.dnsclient import DnsClient, Resolver
+from prefork_socketmap.maps.dnsclient import DnsClient, DnsError, Resolver
 from prefork_socketmap.maps.domainpolicy import LONGEST, SHORTEST, Known, Look, UnknownPolicyError, answer
 from prefork_socketmap.maps.nexthop import NextHop, parse
 from prefork_socketmap.maps.policymemory import PolicyMemory
@@ -138,8 +138,15 @@ class TlsPolicyMap(Map):
             log.warning("map %s: no resolver is trusted, so there is no DANE; see trusted_resolver", self.name)
 
     def verify(self) -> None:
-        """Find out whether Redis answers. Raises SettingError or UncheckedError."""
+        """Find out whether Redis answers, and a resolver. Raises SettingError or UncheckedError."""
         self._store.verify()
+        try:
+            # Each that validates knows the root to be signed.
+            root = self._client.ask("", "NS", time.monotonic() + 2 * self.query_timeout)
+        except DnsError as error:
+            raise UncheckedError(f"maps.{self.name}.resolver", str(error)) from error
+        if self.dane and self._client.is_trusted and not root.is_secure:
+            log.warning("map %s: the resolver does not validate what is signed, so there is no DANE", self.name)
 
     def release(self) -> None:
         """Close the store."""

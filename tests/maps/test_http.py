@@ -332,6 +332,13 @@ def test_tls_is_verified(open_map: OpenMap, httpd: Httpd, tmp_path: Path) -> Non
     assert lookup(tls_verify_cert=False) == Reply.ok("staff@example.net")
 
 
+def test_an_answer_that_may_be_cut_off_is_none(open_map: OpenMap, httpd: Httpd) -> None:
+    url = f"https://127.0.0.1:{httpd.tls_port}/untold/%s"
+    table = open_map("http", url=url, tls_CAfile=str(httpd.tls.certificate))
+    assert table.lookup("whole") == Reply.ok("whole")
+    assert table.lookup("cut") == Reply.temp_fail("map m: the backend is not available")
+
+
 def test_no_error_and_no_log_line_has_a_secret(
     open_map: OpenMap, httpd: Httpd, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -28,6 +28,8 @@ class Handler(BaseHTTPRequestHandler):
     - ``/echo/KEY``: KEY; but the connection is closed without an answer when KEY begins with "bad", and in the
       middle of one when it begins with "half".
     - ``/once?...``: the same, and the connection is closed without a word about it.
+    - ``/untold/KEY``: KEY, its end being told by that of the connection alone; over TLS in an orderly way, but when
+      KEY begins with "cut".
     - ``/large``: two million bytes.
     - ``/alias/KEY``: the address that is known for KEY, or 404 and "NOTFOUND".
     - anything else: 404.
@@ -72,6 +74,11 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 9\r\n\r\nhalf")
             elif not self.close_connection:
                 self._answer(200, rest)
+        elif kind == "untold":
+            self.close_connection = True
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n" + rest.encode())
+            if isinstance(self.connection, ssl.SSLSocket) and not rest.startswith("cut"):
+                self.connection.unwrap()
         elif kind == "large":
             self._answer(200, "x" * 2_000_000)
         elif kind == "alias":
