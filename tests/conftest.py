@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 
 import pytest
 
@@ -19,6 +20,9 @@ pytest_plugins = [
     "tests.serving",
     "tests.crowd",  # it uses the one above
 ]
+
+# What a shell starts in the background ignores SIGINT, and so would all programs that tests start, and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The tests that "pytest -m fast" runs: of the parts that are pure, and of the documents. One that starts a server of
 # somebody else's, or many of ours, is not.

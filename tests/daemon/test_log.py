@@ -244,7 +244,7 @@ def test_a_daemon_logs_to_syslog_as_postfix_does(syslog_daemon: SyslogDaemon, in
     installation.configure(maps='[maps.m]\ntype = "python"\npath = ["."]\nfunction = "broken:f"\n')
     installation.run("serve", "--daemon")
     serving = f"prefork-socketmap/master[{installation.pid}]: serving {installation.endpoint}"
-    assert syslog_daemon.logged("serving") == (syslog.LOG_MAIL | syslog.LOG_INFO, serving)
+    assert syslog_daemon.logged(serving) == (syslog.LOG_MAIL | syslog.LOG_INFO, serving)
 
     with pytest.raises(TempFail):
         installation.lookup("m", "some key")
