@@ -226,26 +226,31 @@ def _decoder(quote: str, escapes: Mapping[str, str] | None = None, refused: str 
     return partial(pattern.sub, undo)
 
 
+# No quantifier of a group here is possessive: Python until 3.11.4 loses its way in those (its issue 106052). Whatever
+# follows a group cannot stand in it, so that there is one way only to match, and none to try again.
+
+
 def _quoted(quote: str) -> str:
     """Return the pattern of what stands in quotes, and has them in it doubled."""
-    return f"{quote}[^{quote}]*+(?:{quote}{quote}[^{quote}]*+)*+{quote}"
+    return f"{quote}[^{quote}]*(?:{quote}{quote}[^{quote}]*)*{quote}(?!{quote})"
 
 
 def _backslashed(quote: str) -> str:
     """Return the pattern of the same, where a backslash quotes any character."""
-    return rf"{quote}[^{quote}\\]*+(?:(?:\\.|{quote}{quote})[^{quote}\\]*+)*+{quote}"
+    return rf"{quote}[^{quote}\\]*(?:(?:\\.|{quote}{quote})[^{quote}\\]*)*{quote}(?!{quote})"
 
 
 def _nested(depth: int) -> str:
     """Return the pattern of comments with comments in them."""
     deeper = f"|{_nested(depth - 1)}" if depth else ""
-    return rf"/\*(?:[^*/]|\*(?!/)|/(?!\*){deeper})*+\*/"
+    return rf"/\*(?:[^*/]|\*(?!/)|/(?!\*){deeper})*\*/"
 
 
 _SPACE = Form(Kind.SPACE, r"[ \t\n\r\f\v]+")
-_LETTER = r"[^\W\d]|[^\x00-\x7f]"
+_LETTER = r"(?:[^\W\d]|[^\x00-\x7f])"
+_LETTERS = r"[\w\x80-\U0010ffff]*"
 # Beginning with a digit it ends at a dollar sign: 1$$ is a number and a quote.
-_WORD = Form(Kind.WORD, rf"(?:{_LETTER})(?:[\w$]|[^\x00-\x7f])*+|\d(?:\w|[^\x00-\x7f])*+")
+_WORD = Form(Kind.WORD, rf"{_LETTER}[\w$\x80-\U0010ffff]*|\d{_LETTERS}")
 _EXPANSION = Form(Kind.EXPANSION, rf"(?<![\w$.@:#])(?<![^\x00-\x7f]){_MARK}.(?![\w$.@\x00]|[^\x00-\x7f])")
 _OTHER = Form(Kind.OTHER, f"[^{_MARK}]")
 _SINGLE = Form(Kind.LITERAL, _quoted("'"), _decoder("'"))
@@ -256,12 +261,12 @@ _PLAIN_COMMENT = r"/\*.*?\*/"
 SQLITE = Dialect(
     (
         _SPACE,
-        Form(Kind.COMMENT, rf"--[^\n]*+|{_PLAIN_COMMENT}"),
+        Form(Kind.COMMENT, rf"--[^\n]*|{_PLAIN_COMMENT}"),
         Form(Kind.LITERAL, f"[xX]{_quoted(chr(39))}"),
         _SINGLE,
         _NAME,
         _BACKTICKS,
-        Form(Kind.NAME, r"\[[^]]*+\]"),
+        Form(Kind.NAME, r"\[[^]]*\]"),
         Form(Kind.PARAMETER, r"\?\d*|[@#:$](?:[\w$]|[^\x00-\x7f])+"),
         Form(Kind.OPEN, r"['\"`\[]|/\*"),
         _EXPANSION,
@@ -286,15 +291,15 @@ def _postgresql(plain: Form) -> Dialect:
     return Dialect(
         (
             _SPACE,
-            Form(Kind.COMMENT, rf"--[^\r\n]*+|{_nested(3)}"),
+            Form(Kind.COMMENT, rf"--[^\r\n]*|{_nested(3)}"),
             Form(Kind.LITERAL, f"[eE]{_backslashed(chr(39))}", c_style),
             Form(Kind.LITERAL, f"(?:[uU]&|[bBxX]){_quoted(chr(39))}"),
             # N'' is the word N and a plain one.
             plain if plain.decode else plain._replace(decode=c_style),
-            Form(Kind.LITERAL, rf"\$(?P<tag>(?:(?:{_LETTER})(?:\w|[^\x00-\x7f])*+)?)\$.*?\$(?P=tag)\$", _verbatim),
+            Form(Kind.LITERAL, rf"\$(?P<tag>(?:{_LETTER}{_LETTERS})?)\$.*?\$(?P=tag)\$", _verbatim),
             Form(Kind.NAME, f"(?:[uU]&)?{_quoted(chr(34))}"),
             Form(Kind.PARAMETER, r"\$\d+"),
-            Form(Kind.OPEN, rf"['\"]|/\*|\$(?:(?:{_LETTER})(?:\w|[^\x00-\x7f])*+)?\$"),
+            Form(Kind.OPEN, rf"['\"]|/\*|\$(?:{_LETTER}{_LETTERS})?\$"),
             _EXPANSION,
             _WORD,
             _OTHER,
@@ -323,9 +328,9 @@ def _mysql(ansi_quotes: bool, backslashes: bool) -> Dialect:
         (
             _SPACE,
             # In a conditional comment, where nothing is quoted, both readings of it end at the same place.
-            Form(Kind.COMMENT, r"/\*M?!(?:(?!\*/|/\*|--)[^'\"`#\x00])*+\*/"),
+            Form(Kind.COMMENT, r"/\*M?!(?:(?!\*/|/\*|--)[^'\"`#\x00])*\*/"),
             Form(Kind.CONDITIONAL, r"/\*M?!"),
-            Form(Kind.COMMENT, rf"#[^\n]*+|--(?=[\x01-\x20\x7f]|\Z)[^\n]*+|{_PLAIN_COMMENT}"),
+            Form(Kind.COMMENT, rf"#[^\n]*|--(?=[\x01-\x20\x7f]|\Z)[^\n]*|{_PLAIN_COMMENT}"),
             # The name of a variable.
             Form(Kind.NAME, f"@(?:{single.pattern}|{double.pattern}|{_BACKTICKS.pattern})"),
             single,

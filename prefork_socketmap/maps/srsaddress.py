@@ -35,9 +35,9 @@ _LONGEST_DOMAIN = 255
 # What separates the parts of an SRS address cannot be in a domain.
 _DOMAIN = re.compile(r"""[^\s@=<>()\[\]"\\,;:\x00-\x20\x7f]+|\[[^\s@=\[\]\\\x00-\x20\x7f]+\]""")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_ATOM = r"[\w!#$%&'*+/=?^`{|}~-]|[^\x00-\x7f]"
-_DOT_STRING = re.compile(rf"(?:{_ATOM})++(?:\.(?:{_ATOM})++)*+")
-_WORDS = re.compile(r'(?:"(?:[^"\\]|\\.)*+"|\\.|[^"\\])*+', re.DOTALL)
+_ATOM = r"[\w!#$%&'*+/=?^`{|}~\x80-\U0010ffff-]+"
+_DOT_STRING = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
+_WORDS = re.compile(r'[^"\\]*(?:(?:"[^"\\]*(?:\\.[^"\\]*)*"|\\.)[^"\\]*)*', re.DOTALL)
 _QUOTING = re.compile(r'\\(.)|"', re.DOTALL)
 
 

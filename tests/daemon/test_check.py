@@ -509,14 +509,13 @@ def test_a_python_library_that_the_workers_user_cannot_read_is_named(
 ) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
-    package = closed / "sqlite3"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
+    # The module would be there, and is nowhere else.
+    installation.directory.chmod(0o755)
+    (installation.directory / "sqlite3.py").write_text("raise ModuleNotFoundError('No module named sqlite3')\n")
     installation.configure('user = "nobody"', maps=SQLITE.format(query="SELECT '%s'"))
-    # A path that is closed to nobody, in front of all: where the module would be.
-    result = installation.run("check", env={"PYTHONPATH": str(closed)})
+    result = installation.run("check", env={"PYTHONPATH": f"{installation.directory}:{closed}"})
     assert result.returncode == os.EX_CONFIG
-    assert "cannot read" in result.stderr
+    assert f"cannot read {closed}" in result.stderr
     assert "install prefork-socketmap" not in result.stderr
 
 
