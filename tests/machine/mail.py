@@ -52,3 +52,14 @@ def deliver(machine: Machine, recipient: str, final: str) -> str:
         return found[0]
 
     return eventually(line, within=60)
+
+
+def assert_the_samples_deliver(machine: Machine) -> None:
+    """Have a chrooted Postfix ask the maps of the sample configuration, over TCP and over the Unix socket."""
+    configure(
+        machine,
+        "virtual_mailbox_domains=socketmap:inet:127.0.0.1:27823:domains",
+        "virtual_alias_maps=socketmap:unix:socketmap/sock:aliases",
+    )
+    assert "status=sent" in deliver(machine, "info@example.com", "alice@example.com")
+    assert send(machine, "somebody@elsewhere.example").startswith("454 ")
