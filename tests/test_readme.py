@@ -39,9 +39,9 @@ def test_the_table_of_limits_has_every_field_with_its_default() -> None:
 def test_every_command_and_every_map_type_is_named() -> None:
     text = section("The daemon")
     usage = cli.parser().format_help()
-    commands = re.findall(r"^\| `prefork-socketmap (\w+) ", text, flags=re.MULTILINE)
+    commands = re.findall(r"^\| `prefork-socketmap (\w+)\b", text, flags=re.MULTILINE)
     assert commands
-    assert sorted(commands) == sorted(re.findall(r"^    (\w+) ", usage, flags=re.MULTILINE))
+    assert sorted(commands) == sorted(re.findall(r"^    (\w+)\b", usage, flags=re.MULTILINE))
     types = text.partition("The types are")[2].partition(";")[0]
     assert sorted(re.findall(r"`([\w-]+)`", types)) == sorted(registry._BUILT_IN)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from prefork_socketmap.maps import httpanswer, mtasts
 from prefork_socketmap.maps.mtasts import Policy, PolicyError
+from prefork_socketmap.maps.tls import verifying_context
 from prefork_socketmap.maps.uncut import UncutSocket, refuse_cuts
 
 PORT = 443
@@ -34,7 +35,7 @@ class FetchError(Exception):
 
 def tls_context(ca_file: str | None) -> ssl.SSLContext:
     """Return the context for ``fetch``; *ca_file* is in place of the system's authorities. Raises OSError."""
-    context = ssl.create_default_context(cafile=ca_file)
+    context = verifying_context(ca_file)
     context.hostname_checks_common_name = False  # RFC 8461, 3.3: a DNS-ID of subjectAltName
     refuse_cuts(context)
     context.sslsocket_class = _BoundedSocket
