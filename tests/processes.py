@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.waiting import eventually
@@ -30,11 +29,6 @@ def is_alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return stat.rpartition(")")[2].split()[0] not in "ZX"
-
-
-def has_ended(pid: int) -> Callable[[], bool]:
-    """Return a check whether the process *pid* has ended."""
-    return lambda: not is_alive(pid)
 
 
 def await_end(*pids: int) -> None:

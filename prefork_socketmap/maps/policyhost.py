@@ -37,8 +37,7 @@ def tls_context(ca_file: str | None) -> ssl.SSLContext:
     """Return the context for ``fetch``; *ca_file* is in place of the system's authorities. Raises OSError."""
     context = verifying_context(ca_file)
     context.hostname_checks_common_name = False  # RFC 8461, 3.3: a DNS-ID of subjectAltName
-    refuse_cuts(context)
-    context.sslsocket_class = _BoundedSocket
+    refuse_cuts(context, _BoundedSocket)
     return context
 
 

@@ -249,8 +249,9 @@ def _nested(depth: int) -> str:
 _SPACE = Form(Kind.SPACE, r"[ \t\n\r\f\v]+")
 _LETTER = r"(?:[^\W\d]|[^\x00-\x7f])"
 _LETTERS = r"[\w\x80-\U0010ffff]*"
+_IN_WORD = r"[\w$\x80-\U0010ffff]"
 # Beginning with a digit it ends at a dollar sign: 1$$ is a number and a quote.
-_WORD = Form(Kind.WORD, rf"{_LETTER}[\w$\x80-\U0010ffff]*|\d{_LETTERS}")
+_WORD = Form(Kind.WORD, rf"{_LETTER}{_IN_WORD}*|\d{_LETTERS}")
 _EXPANSION = Form(Kind.EXPANSION, rf"(?<![\w$.@:#])(?<![^\x00-\x7f]){_MARK}.(?![\w$.@\x00]|[^\x00-\x7f])")
 _OTHER = Form(Kind.OTHER, f"[^{_MARK}]")
 _SINGLE = Form(Kind.LITERAL, _quoted("'"), _decoder("'"))
@@ -267,7 +268,7 @@ SQLITE = Dialect(
         _NAME,
         _BACKTICKS,
         Form(Kind.NAME, r"\[[^]]*\]"),
-        Form(Kind.PARAMETER, r"\?\d*|[@#:$](?:[\w$]|[^\x00-\x7f])+"),
+        Form(Kind.PARAMETER, rf"\?\d*|[@#:$]{_IN_WORD}+"),
         Form(Kind.OPEN, r"['\"`\[]|/\*"),
         _EXPANSION,
         _WORD,
@@ -337,7 +338,7 @@ def _mysql(ansi_quotes: bool, backslashes: bool) -> Dialect:
             double,
             _BACKTICKS,
             Form(Kind.PARAMETER, r"\?"),
-            Form(Kind.ROWS, r"(?<!\.)(?i:values)(?![\w$]|[^\x00-\x7f])"),
+            Form(Kind.ROWS, rf"(?<!\.)(?i:values)(?!{_IN_WORD})"),
             Form(Kind.OPEN, r"['\"`]|/\*"),
             _EXPANSION,
             _WORD,

@@ -21,7 +21,7 @@ from prefork_socketmap.maps.base import Map
 from prefork_socketmap.maps.memory import Memory, Remembered
 from prefork_socketmap.socketmap.messages import Reply
 from tests.daemon.installation import COMMAND, TIMEOUT, Installation
-from tests.processes import has_ended
+from tests.processes import is_alive
 from tests.serving import Client
 from tests.waiting import eventually
 
@@ -106,8 +106,7 @@ class Site:
         workers = self.installation.workers()
         for pid in (master, *workers):
             os.kill(pid, signal.SIGKILL)
-        for pid in (master, *workers):
-            eventually(has_ended(pid), WITHIN, "the end of the server")
+        eventually(lambda: not any(map(is_alive, (master, *workers))), WITHIN, "the end of the server")
         (self.installation.runtime_dir / "state.json").unlink()
 
     def command(self, *arguments: str, code: int = 0) -> str:

@@ -17,7 +17,7 @@ import pytest
 
 from prefork_socketmap.client import SocketmapClient
 from tests.daemon.installation import TIMEOUT, Installation
-from tests.processes import children, has_ended, process_status
+from tests.processes import children, is_alive, process_status
 from tests.serving import Client
 from tests.waiting import eventually
 
@@ -207,12 +207,12 @@ def test_a_connection_ends_with_its_worker_whatever_children_live_on(
         try:
             with pytest.raises(ConnectionResetError):
                 client.reply()
-            assert not has_ended(child)()
+            assert is_alive(child)
         finally:
             os.kill(child, signal.SIGKILL)
 
 
-def test_a_connection_that_the_client_ends_is_not_kept_bychildren(captured: Installation, yard: Path) -> None:
+def test_a_connection_that_the_client_ends_is_not_kept_by_children(captured: Installation, yard: Path) -> None:
     captured.start()
     with SocketmapClient(captured.endpoint) as client, SocketmapClient(captured.endpoint) as other:
         other.lookup("run", "1")
@@ -233,7 +233,8 @@ def test_a_child_that_comes_back_from_the_code_of_a_map_ends_and_answers_nobody(
         for number in range(3):
             file = yard / f"returned{number}"
             assert client.lookup("fork_and_return", str(file)) == "the parent"
-            eventually(has_ended(int(file.read_text())), what="the end of the child")
+            child = int(file.read_text())
+            eventually(lambda child=child: not is_alive(child), what="the end of the child")  # type: ignore[misc]
         assert client.lookup("run", "7") == "7"
     assert captured.lookup("run", "8") == "8"
 

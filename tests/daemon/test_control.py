@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 from tests.daemon.installation import Installation
-from tests.processes import has_ended
+from tests.processes import is_alive
 
 
 def test_stop_waits_until_the_server_is_gone(installation: Installation) -> None:
@@ -17,7 +17,7 @@ def test_stop_waits_until_the_server_is_gone(installation: Installation) -> None
     result = installation.run("stop")
     assert (result.returncode, result.stderr) == (0, "")
     assert process.wait(timeout=10) == 0
-    assert all(has_ended(worker)() for worker in workers)
+    assert not any(map(is_alive, workers))
     assert list(installation.runtime_dir.iterdir()) == []
 
 

@@ -22,7 +22,7 @@ from prefork_socketmap.daemon.exporter import MOST_CLIENTS
 from prefork_socketmap.settings import SettingError
 from tests.daemon.installation import Installation
 from tests.integration.servers.process import free_port
-from tests.processes import children, has_ended, process_status, process_title
+from tests.processes import children, is_alive, process_status, process_title
 from tests.waiting import eventually
 
 ETC = Path(__file__).parent.parent.parent / "etc"
@@ -180,7 +180,7 @@ def test_a_reload_moves_it_and_one_that_is_refused_does_not(metered: Metered) ->
     assert metered.run("reload").returncode == 0
     metered.scraped()
     assert metered.exporter(other_than=first)
-    eventually(has_ended(first), within=30, what="the former one has gone")
+    eventually(lambda: not is_alive(first), within=30, what="the former one has gone")
     Installation.configure(metered)
     assert metered.run("reload").returncode == 0
     eventually(lambda: TITLE not in map(process_title, children(metered.pid)), within=30, what="it has gone")
@@ -211,7 +211,7 @@ def test_it_ends_with_the_server(metered: Metered, end: Callable[[Metered], None
     metered.scraped()
     pid = metered.exporter()
     end(metered)
-    eventually(has_ended(pid), within=30, what="the metrics process has ended")
+    eventually(lambda: not is_alive(pid), within=30, what="the metrics process has ended")
 
 
 def test_a_port_in_use_is_told_and_costs_no_lookup(metered: Metered) -> None:
@@ -278,6 +278,7 @@ def test_the_board_for_grafana_shows_metrics_that_there_are(metered: Metered) ->
     board = json.loads((ETC / "grafana/prefork-socketmap.json").read_text())
     expressions = [target["expr"] for panel in board["panels"] for target in panel.get("targets", ())]
     used = {name for each in expressions for name in re.findall(r"\bprefork_socketmap_\w+", each)}
+    assert len(used) > 10
     secrets = metered.directory / "secrets"
     secrets.write_text("secret\n")
     secrets.chmod(0o600)

@@ -18,7 +18,7 @@ from prefork_socketmap.daemon import pidfile
 from tests.daemon.installation import TIMEOUT, Installation
 from tests.daemon.load import Load
 from tests.integration.servers.process import free_port
-from tests.processes import children, descriptors, has_ended, process_status, process_title
+from tests.processes import children, descriptors, is_alive, process_status, process_title
 from tests.serving import Client
 from tests.waiting import eventually
 
@@ -337,7 +337,7 @@ def test_a_stop_does_not_wait_for_an_upgrade(installation: Installation, gates: 
     checks.update(*map(children, checks))
     process.terminate()
     assert process.wait(TIMEOUT) == 0
-    eventually(lambda: all(has_ended(check)() for check in checks), what="the end of the check")
+    eventually(lambda: not any(map(is_alive, checks)), what="the end of the check")
 
 
 @pytest.fixture
@@ -392,7 +392,7 @@ def test_no_worker_outlives_a_master_that_was_upgraded(installation: Installatio
     upgrade(installation)
     workers = installation.idle_workers()
     process.kill()
-    eventually(lambda: all(has_ended(worker)() for worker in workers), SETTLED, "the end of the workers")
+    eventually(lambda: not any(map(is_alive, workers)), SETTLED, "the end of the workers")
 
 
 def test_a_worker_that_dies_after_an_upgrade_is_replaced(installation: Installation) -> None:

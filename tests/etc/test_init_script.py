@@ -12,7 +12,7 @@ import pytest
 
 from tests.daemon.installation import TIMEOUT, Installation, impostor
 from tests.integration.servers.process import program
-from tests.processes import has_ended, process_status
+from tests.processes import is_alive, process_status
 from tests.serving import Client
 
 PROGRAM = Path(sys.executable).with_name("prefork-socketmap")
@@ -182,7 +182,7 @@ def test_a_server_whose_config_is_broken_or_gone_is_found_and_stopped(
     assert f"pid {pid}" in status.stdout
     assert script("stop").returncode == 0
     assert script("status").returncode == 3
-    assert has_ended(pid)()
+    assert not is_alive(pid)
     assert script("stop").returncode == 0
 
 

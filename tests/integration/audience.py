@@ -70,10 +70,15 @@ class Audience(Threads):
         """What all lookups took, in seconds."""
         return [latency for member in self.members for latency in member.latencies]
 
+    @property
+    def answers(self) -> int:
+        """How many answers all of them got."""
+        return sum(member.answers for member in self.members)
+
     def await_answers(self, number: int) -> None:
         """Wait until they have got so many more, or for what will show as a failure."""
-        goal = len(self.latencies) + number
-        eventually(lambda: len(self.latencies) >= goal or bool(self.failures), _LAST_ANSWERS, f"{number} answers")
+        goal = self.answers + number
+        eventually(lambda: self.answers >= goal or bool(self.failures), _LAST_ANSWERS, f"{number} answers")
 
     def __enter__(self) -> Self:
         # Connected before anybody asks: what the test then does to the server meets all of them.

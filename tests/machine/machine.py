@@ -13,6 +13,7 @@ from types import TracebackType
 import pytest
 
 from tests.integration.servers.process import program
+from tests.processes import children
 from tests.waiting import eventually
 
 _BOOT = Path(__file__).with_name("boot")
@@ -56,12 +57,12 @@ class Machine:
         assert self._process.stderr
         if self._process.poll() is not None:
             pytest.skip(f"this machine cannot boot another one: {self._process.stderr.read().strip()}")
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        found = children(self._process.pid)
         # Before that the process is the script that mounts.
         first = self._init[0].rpartition("/")[2]
-        if not children or Path(f"/proc/{children[0]}/comm").read_text().strip() != first:
+        if not found or Path(f"/proc/{found[0]}/comm").read_text().strip() != first:
             return False
-        self._pid = int(children[0])
+        self._pid = found[0]
         if self._init != SYSTEMD:
             return self.run("test", "-e", "/old", check=False).returncode != 0
         state = self.run("systemctl", "is-system-running", check=False).stdout.strip()

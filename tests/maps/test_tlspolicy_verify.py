@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from prefork_socketmap.maps import registry
-from prefork_socketmap.maps.base import Map, UncheckedError
-from tests.integration.servers.dnsservers import AUTHORITY, RESOLVER, dns_servers
+from prefork_socketmap.maps.base import UncheckedError
+from tests.integration.servers.dnsservers import AUTHORITY, NOBODY, RESOLVER, dns_servers
 from tests.integration.servers.namespace import private_network
+from tests.maps.opening import OpenMap
 
-NOBODY = "127.0.0.99"
 NO_DANE = "the resolver does not validate what is signed, so there is no DANE"
-
-Make = Callable[..., Map]
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Iterator[Make]:
+def make(open_map: OpenMap, tmp_path: Path) -> OpenMap:
     """Return a maker of open maps that ask our resolver, if not another one."""
     tmp_path.chmod(0o700)
-    with contextlib.ExitStack() as stack:
-
-        def make(**table: object) -> Map:
-            table = {"resolver": [RESOLVER], "query_timeout": 1, **table}
-            found = registry.build({"m": {"type": "tls-policy", "policy_cache": "cache", **table}}, tmp_path)["m"]
-            found.open()
-            stack.callback(found.close)
-            return found
-
-        yield make
+    settings = {"resolver": [RESOLVER], "query_timeout": 1, "policy_cache": "cache"}
+    return lambda **table: open_map("tls-policy", **{**settings, **table})
 
 
-def test_a_resolver_that_validates_is_right(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_resolver_that_validates_is_right(make: OpenMap, caplog: pytest.LogCaptureFixture) -> None:
     with private_network(), dns_servers({".": []}, signed=["."]):
         make().verify()
         make(resolver=[NOBODY, RESOLVER]).verify()
@@ -43,7 +30,7 @@ def test_a_resolver_that_validates_is_right(make: Make, caplog: pytest.LogCaptur
 
 
 def test_one_that_does_not_validate_is_told_of_where_dane_is_looked_for(
-    make: Make, caplog: pytest.LogCaptureFixture
+    make: OpenMap, caplog: pytest.LogCaptureFixture
 ) -> None:
     with private_network(), dns_servers({".": []}, signed=[]):
         make(dane=False).verify()
@@ -52,13 +39,13 @@ def test_one_that_does_not_validate_is_told_of_where_dane_is_looked_for(
     assert NO_DANE in caplog.text
 
 
-def test_one_that_does_not_answer_is_told_of(make: Make) -> None:
+def test_one_that_does_not_answer_is_told_of(make: OpenMap) -> None:
     problem = r"^maps\.m\.resolver: the root NS: no resolver answers$"
     with private_network(), pytest.raises(UncheckedError, match=problem):
         make(resolver=[NOBODY]).verify()
 
 
-def test_one_that_is_no_resolver_is_told_of(make: Make) -> None:
+def test_one_that_is_no_resolver_is_told_of(make: OpenMap) -> None:
     problem = r"^maps\.m\.resolver: the root NS: the resolver reports a failure$"
     with (
         private_network(),

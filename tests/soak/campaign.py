@@ -194,7 +194,7 @@ class Campaign:
             deferred=mailer.deferred + log.count("status=deferred"),
             lookup_errors=len(self._postfix.complaints()),
             in_queue=self._postfix.queue(),
-            answers=sum(member.answers for member in audience.members),
+            answers=audience.answers,
             wrong=[each for each in losses if "in place of" in each],
             ends=[each for each in losses if "in place of" not in each],
             stock=stock.counted,

@@ -17,7 +17,7 @@ from tests.waiting import eventually
 
 RESOLVER = "127.0.0.1"
 AUTHORITY = "127.0.0.2"
-_NOBODY = "127.0.0.99"
+NOBODY = "127.0.0.99"
 
 _ZONE = """\
 $ORIGIN {origin}
@@ -149,7 +149,7 @@ class Unbound(Server):
         for zone in authority.lines:
             config += f'stub-zone:\n    name: "{zone}"\n    stub-addr: {AUTHORITY}\n'
         for zone in dead:
-            config += f'stub-zone:\n    name: "{zone}"\n    stub-addr: {_NOBODY}\n'
+            config += f'stub-zone:\n    name: "{zone}"\n    stub-addr: {NOBODY}\n'
         (self.directory / "unbound.conf").write_text(config)
 
     def command(self) -> list[str]:
