@@ -50,14 +50,18 @@ def process_status(pid: int) -> dict[str, list[str]]:
     return {name: values.split() for name, _, values in (line.partition(":") for line in lines)}
 
 
-def descriptors(pid: int, below: float = float("inf")) -> Counter[str]:
-    """Return what a process's open descriptors with numbers *below* are, and how many of each kind."""
-    found: Counter[str] = Counter()
+def open_files(pid: int) -> dict[int, str]:
+    """Return what a process's open descriptors are, by number, as readlink(2) tells of /proc/PID/fd."""
+    found = {}
     for link in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            if int(link.name) < below:
-                found[_kind_of(str(link.readlink()))] += 1
+        with contextlib.suppress(FileNotFoundError):  # it has been closed
+            found[int(link.name)] = str(link.readlink())
     return found
+
+
+def descriptors(pid: int, below: float = float("inf")) -> Counter[str]:
+    """Return how many open descriptors with numbers *below* a process has of each kind."""
+    return Counter(_kind_of(target) for number, target in open_files(pid).items() if number < below)
 
 
 def _kind_of(target: str) -> str:

@@ -21,7 +21,7 @@ from prefork_socketmap.maps.base import Map
 from prefork_socketmap.maps.memory import Memory, Remembered
 from prefork_socketmap.socketmap.messages import Reply
 from tests.daemon.installation import COMMAND, TIMEOUT, Installation
-from tests.processes import is_alive
+from tests.processes import is_alive, open_files
 from tests.serving import Client
 from tests.waiting import eventually
 
@@ -634,12 +634,8 @@ def test_another_user_sees_nothing(site: Site) -> None:
 
 def cache_links(pid: int) -> list[str]:
     """Return where a process has caches in memory."""
-    found = []
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # it has been closed
-            if str(link.readlink()).startswith("/memfd:cache "):
-                found.append(str(link))
-    return found
+    files = open_files(pid)
+    return [f"/proc/{pid}/fd/{number}" for number, name in files.items() if name.startswith("/memfd:cache ")]
 
 
 class Notes(Map):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon.installation import COMMAND, TIMEOUT, Installation, impostor
-from tests.processes import process_title
+from tests.processes import open_files, process_title
 
 
 def break_syntax(config: Path) -> None:
@@ -207,5 +207,4 @@ def test_a_worker_that_has_just_been_forked_is_no_second_server(installation: In
 def test_workers_cannot_write_what_the_master_says_of_itself(installation: Installation) -> None:
     installation.start()
     for pid in installation.idle_workers():
-        links = [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()]  # noqa: PTH115
-        assert not [link for link in links if "prefork-socketmap-state" in link]
+        assert not [name for name in open_files(pid).values() if "prefork-socketmap-state" in name]

@@ -22,7 +22,7 @@ from prefork_socketmap.daemon.exporter import MOST_CLIENTS
 from prefork_socketmap.settings import SettingError
 from tests.daemon.installation import Installation
 from tests.integration.servers.process import free_port
-from tests.processes import children, is_alive, process_status, process_title
+from tests.processes import children, is_alive, open_files, process_status, process_title
 from tests.waiting import eventually
 
 ETC = Path(__file__).parent.parent.parent / "etc"
@@ -137,10 +137,11 @@ def test_it_can_do_nothing_but_read_and_answer(metered: Metered) -> None:
     if os.geteuid() == 0:
         assert "0" not in status["Uid"]
         assert "0" not in status["Gid"]
-    links = [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()]  # noqa: PTH115
-    assert not [link for link in links if re.search(r"memfd|eventpoll|\.pid$", link) and "scoreboard" not in link]
-    board = next(each for each in Path(f"/proc/{pid}/fd").iterdir() if "scoreboard" in os.readlink(each))  # noqa: PTH115
-    flags = re.findall(r"^flags:\s+(\d+)", Path(f"/proc/{pid}/fdinfo/{board.name}").read_text(), re.MULTILINE)
+    files = open_files(pid)
+    (board,) = [number for number, name in files.items() if "scoreboard" in name]
+    del files[board]
+    assert not [name for name in files.values() if re.search(r"memfd|eventpoll|\.pid$", name)]
+    flags = re.findall(r"^flags:\s+(\d+)", Path(f"/proc/{pid}/fdinfo/{board}").read_text(), re.MULTILINE)
     assert int(flags[0], 8) & os.O_ACCMODE == os.O_RDONLY
     assert "memory" not in Path(f"/proc/{pid}/environ").read_text()
 

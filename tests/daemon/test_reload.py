@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 

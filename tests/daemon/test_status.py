@@ -117,11 +117,13 @@ def told(site: Installation) -> dict[str, Any]:
 
 
 def ask_everything(site: Installation, times: int = 1) -> None:
-    """Ask all QUESTIONS."""
+    """Ask all QUESTIONS, and wait until the server has noticed that who asked has gone."""
     for _ in range(times):
         with Client(site.endpoint) as client:
             for question, status in QUESTIONS.items():
                 assert client.ask(question).split(b" ")[0] == status.encode()
+    eventually(lambda: not any(slot["client"] for slot in told(site)["slots"]), what="workers without clients")
+    eventually(lambda: told(site)["connections"]["silent"] == 0, what="the end of the connections")
 
 
 def times(counts: dict[str, dict[str, int]], factor: int) -> dict[str, dict[str, int]]:
@@ -469,6 +471,7 @@ def test_a_pause_after_a_failed_start_is_counted(site: Installation) -> None:
 
 
 def test_a_worker_s_row_tells_what_it_is_doing(site: Installation) -> None:
+    site.idle_workers()
     os.mkfifo(site.directory / "fifo")
     with Client(site.endpoint) as client:
         client.request(b"code block")
@@ -592,7 +595,6 @@ def metrics(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
 
 def test_prometheus_reads_the_same_counts(site: Installation) -> None:
     ask_everything(site, 2)
-    eventually(lambda: told(site)["connections"]["silent"] == 0, what="the clients have gone")
     document = told(site)
     found = metrics(site.run("status", "--prometheus").stdout)
 

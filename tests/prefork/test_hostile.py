@@ -25,7 +25,7 @@ from prefork_socketmap.prefork.scoreboard import MAX_SLOTS, RETIRED, STOPPING
 from prefork_socketmap.prefork.worker import Worker
 from tests.crowd import GoodClient, echo
 from tests.integration.servers.process import free_port
-from tests.processes import is_alive, kill
+from tests.processes import is_alive, kill, open_files
 from tests.serving import DEADLINE, Client, Gate, Serve, Site, scoreboard
 from tests.waiting import eventually
 
@@ -458,5 +458,4 @@ def test_what_a_worker_does_to_what_all_share_lasts_no_longer_than_it(
 
 def test_no_worker_has_a_descriptor_of_the_scoreboard(site: Site) -> None:
     for worker in site.workers:
-        links = [str(link.readlink()) for link in Path(f"/proc/{worker}/fd").iterdir()]
-        assert not any("scoreboard" in link for link in links)
+        assert not any("scoreboard" in name for name in open_files(worker).values())
