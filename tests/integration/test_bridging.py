@@ -25,7 +25,7 @@ def config(postgresql: Postgresql, settings: str) -> str:
     return (
         "min_spare = 6\n[maps.aliases]\n"
         f'type = "postgresql"\nhosts = ["127.0.0.1:{postgresql.port}"]\ndbname = "{DATABASE}"\nuser = "postfix"\n'
-        f"password = {json.dumps(PASSWORD)}\ntimeout = 0.3\n"
+        f"password = {json.dumps(PASSWORD)}\ntimeout = 1\n"
         f"query = \"SELECT goto FROM alias WHERE address = '%s'\"\n{settings}\n"
     )
 

@@ -194,10 +194,10 @@ def test_a_missing_result_set_is_what_require_result_set_says(make: Make, requir
 def test_a_statement_that_takes_too_long_is_a_temporary_failure_and_not_tried_again(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    table = make("SELECT SLEEP(IF('%s' = 'long', 60, 0))", timeout=0.5)
+    table = make("SELECT SLEEP(IF('%s' = 'long', 60, 0))", timeout=2)
     assert table.lookup("short") == Reply.ok("0")
     assert table.lookup("long") == Reply.temp_fail("map m: the backend is not available")
-    assert "no answer within 0.5 s" in caplog.text
+    assert "no answer within 2 s" in caplog.text
 
 
 def test_a_unix_socket_is_a_host_and_needs_no_tls(make: Make, mariadb: Mariadb) -> None:

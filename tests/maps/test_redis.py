@@ -168,7 +168,7 @@ def test_a_node_of_a_cluster_that_was_down_is_asked_again_when_it_is_back(
     for key in keys:
         redis_cluster.client().set(key, "found")
     first, _, last = redis_cluster.nodes
-    table = open_map("redis", hosts=[f"127.0.0.1:{first.port}"], cluster=True, query="GET %s", timeout=1)
+    table = open_map("redis", hosts=[f"127.0.0.1:{first.port}"], cluster=True, query="GET %s", timeout=5)
 
     def statuses() -> set[Status]:
         return {table.lookup(key).status for key in keys}
@@ -189,13 +189,13 @@ def test_the_loss_of_a_node_of_a_cluster_costs_its_own_keys_alone(open_map: Open
     lost = {key for key in keys if client.get_node_from_key(key).port == last.port}
     assert 0 < len(lost) < len(keys)
     hosts = [f"127.0.0.1:{node.port}" for node in (last, first)]
-    table = open_map("redis", hosts=hosts, cluster=True, query="GET %s", timeout=1)
+    table = open_map("redis", hosts=hosts, cluster=True, query="GET %s", timeout=5)
     assert {table.lookup(key) for key in keys} == {Reply.ok("found")}
     last.stop()
     for _ in range(3):
         assert {key for key in keys if table.lookup(key) != Reply.ok("found")} == lost
     # A worker that starts now does not know more than the configuration.
-    another = open_map("redis", hosts=hosts, cluster=True, query="GET %s", timeout=1)
+    another = open_map("redis", hosts=hosts, cluster=True, query="GET %s", timeout=5)
     assert {key for key in keys if another.lookup(key) != Reply.ok("found")} == lost
     last.start()
     eventually(lambda: {table.lookup(key) for key in keys} == {Reply.ok("found")}, within=60)

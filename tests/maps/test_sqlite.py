@@ -139,7 +139,7 @@ def test_the_query_is_not_run_before_a_lookup(make: Make) -> None:
 def test_a_locked_database_is_opened_and_waited_for_and_then_a_temporary_failure(make: Make, tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "a?b#c%20.sqlite", isolation_level=None)) as writer:
         writer.execute("BEGIN EXCLUSIVE")
-        table = make(timeout=0.01)
+        table = make(timeout=0.3)
         with pytest.raises(UncheckedError, match=r"maps\.m\.query: cannot be checked: database is locked"):
             table.verify()
         assert table.lookup("secret").status is Status.TEMP

@@ -319,7 +319,7 @@ def test_a_policy_outlives_the_loss_of_its_record(
 
 def test_a_policy_outlives_dns_that_is_blocked(world: World, make: MakeMap, publish: Publish, clock: Clock) -> None:
     domain = publish("dns-blocked")
-    table = make(timeout=2, query_timeout=0.5)
+    table = make(timeout=6, query_timeout=1.5)
     assert told(table, domain) == SECURE.format(domain)
     world.resolver.freeze()
     try:
@@ -508,7 +508,7 @@ def test_one_worker_at_a_time_asks_a_dead_resolver(world: World, tmp_path: Path)
 
 
 def test_a_worker_that_dies_with_a_claim_keeps_others_waiting_for_a_while_only(make: MakeMap, clock: Clock) -> None:
-    table = make(timeout=0.2)
+    table = make(timeout=2)
     assert table._store.claim(f"good.{SIGNED}", 5)  # type: ignore[attr-defined]
     assert table.lookup(f"good.{SIGNED}") == Reply.temp_fail("map m: another worker is looking for the policy")
     clock.advance(6)
@@ -678,7 +678,7 @@ def test_resolv_conf_is_followed(make: MakeMap, tmp_path: Path, monkeypatch: pyt
     file = tmp_path / "resolv.conf"
     file.write_text("nameserver 127.0.0.1\n")
     monkeypatch.setattr(dnsclient, "_RESOLV_CONF", file)
-    table = make(resolver=[], timeout=1, query_timeout=0.2)
+    table = make(resolver=[], timeout=10, query_timeout=1)
     assert told(table, f"good.{SIGNED}") == "dane-only"
     with silent("127.0.0.53") as questions:
         (tmp_path / "new").write_text("nameserver 127.0.0.53\n")
