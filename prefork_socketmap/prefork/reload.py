@@ -30,6 +30,7 @@ log = logging.getLogger("prefork_socketmap.master")
 
 _NEVER = float("inf")
 _HANDOVER_LOOK = 0.002
+_REPLACEMENT_TIME = 30  # seconds: by then a new program listens to the workers, however busy the machine is
 
 
 class StartError(Exception):
@@ -282,10 +283,12 @@ class Reload:
             return
         log.info("replacing the program")
         self._end_change()
+        self._board.back_by = int(monotonic()) + _REPLACEMENT_TIME
         try:
             with self._signals.left_to_successor():
                 self._state(self.current, self._upgrade).execute(self._upgrade.execute)
         except (OSError, UpgradeError) as error:
+            self._board.back_by = 0
             self._refuse(f"the program cannot be replaced: {error}")
 
     def _state(self, current: Generation, upgrade: Upgrade) -> MasterState:

@@ -43,7 +43,7 @@ MAX_SLOTS = 20000  # twice the largest process_limit: during a reload two genera
 _MAGIC = int.from_bytes(b"preforks", "big")
 _HEADER = struct.Struct("@QQ")  # magic, layout
 
-_COUNTERS = 16  # the first word of the header's, and room for so many: see SERVER_COUNTERS
+_COUNTERS, _MOST_COUNTERS = 32, 16  # the first word of the header's, and room for so many: see SERVER_COUNTERS
 _PACES = 1024
 _DEATHS = _PACES + MAX_NAMES * 8
 _NAMES = _DEATHS + MAX_NAMES * 8
@@ -57,7 +57,7 @@ _SLOT_SIZE = MAX_NAMES * COUNTERS_SIZE
 # Words of a row. Times are CLOCK_MONOTONIC seconds; 0.0: none. The client's text takes up the rest.
 _PID, _GENERATION, _SINCE, _JOB_STARTED, _JOB_NAME, _HELD = range(6)
 _ROW_COUNTERS = 8
-_CLIENT = 8 * (_ROW_COUNTERS + _COUNTERS)
+_CLIENT = 8 * (_ROW_COUNTERS + _MOST_COUNTERS)
 CLIENT_SIZE = 64
 RESERVATIONS = 8
 """For so many new connections a worker has places in the connection table, before it has told the master of any."""
@@ -149,6 +149,8 @@ class Scoreboard:
     exhausted = _MastersWord(11)
     """Whether process_limit keeps the master from starting more workers: no need to ask for any."""
     _started = 12  # as a time
+    back_by = _MastersWord(16)
+    """Until when, in seconds of CLOCK_MONOTONIC, the master may be away since its program is being replaced."""
 
     def __init__(self, path: Path | None = None) -> None:
         """Make a new board, at *path* in place of what is there, or without a name. Raises OSError."""
@@ -159,6 +161,7 @@ class Scoreboard:
         self._map(_make_file(new) if new else create_memory("scoreboard", _SLOTS))
         self._layout, self._slots, self._names = LAYOUT, 0, 0
         self.retired = self.stopping = self.connections = self.connection_limit = self.generation = self.exhausted = 0
+        self.back_by = 0
         self.pid = os.getpid()
         self.times[self._started] = time()
         self.learn([OTHER])

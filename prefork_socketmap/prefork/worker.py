@@ -424,16 +424,17 @@ class Worker:
         """Return a place for a new connection; None when there will be none, or the connection has ended.
 
         As a rule there is one. While the master is away, or behind, the connection is served here, for as long as
-        that keeps nobody waiting; but not where the master may yet refuse it (*is_crowded*).
+        that keeps nobody waiting, or while a new program is about to take the master's place; but not where the
+        master may yet refuse it (*is_crowded*).
         """
         begun = monotonic()
         while not (place := self.row.take_reservation()):
-            waited = monotonic() - begun
-            if waited > _PATIENCE:
+            now = monotonic()
+            if now - begun > _PATIENCE:
                 self._before_long_job()
                 if orphan.is_orphan(self._shared.lifeline.fd):
                     return None
-            if waited > _LONG_PATIENCE and (self._must_leave() or not self._board.count(State.IDLE, State.RESERVE)):
+            if now > max(begun + _LONG_PATIENCE, self._board.back_by) and self._is_needed():
                 return None
             if connection.has_ended:
                 return None
@@ -442,6 +443,10 @@ class Worker:
             if not is_silent and (is_crowded or connection.stage or not self._serve(connection)):
                 time.sleep(_BREATH)
         return place
+
+    def _is_needed(self) -> bool:
+        """Whether this worker is to leave, or the last that could serve others."""
+        return self._must_leave() or not self._board.count(State.IDLE, State.RESERVE)
 
     # The rest.
 

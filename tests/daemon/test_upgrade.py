@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -385,6 +387,27 @@ def test_newcomers_are_answered_while_the_program_is_replaced(
         way_in.open()
         installation.await_generation(2, SETTLED)
         assert client.ask(b"colours sky") == b"OK blue"
+
+
+def test_a_crowd_that_comes_while_the_program_is_replaced_is_not_turned_away(
+    installation: Installation, program: Program, way_in: Gate
+) -> None:
+    process = start(installation, program)
+    way_in.close()
+    process.send_signal(signal.SIGUSR2)
+    way_in.await_arrival()
+    with contextlib.ExitStack() as stack:
+        # More than the workers have places for: the others wait, and so would a busy machine's for longer than this.
+        crowd = [stack.enter_context(Client(installation.endpoint)) for _ in range(100)]
+        for client in crowd:
+            client.request(b"colours sky")
+        time.sleep(2)
+        way_in.open()
+        for client in crowd:
+            assert client.reply() == b"OK blue"
+        installation.await_generation(2, SETTLED)
+        for client in crowd:
+            assert client.ask(b"colours sky") == b"OK blue"
 
 
 def test_no_worker_outlives_a_master_that_was_upgraded(installation: Installation) -> None:
