@@ -171,13 +171,13 @@ class StateFile(Observer):
 
     def _write(self, **changes: Any) -> None:
         self._state = dataclasses.replace(self._state, **changes, listening=[*self.listening()])
-        self._remember()
         if self.has_file:
             try:
                 newfile.write(self._path, self._text())
             except OSError as error:
                 # The memory tells it all the same.
                 log.warning("others than root cannot see the state of this server: %s", error)
+        self._remember()  # last: commands look here whether a change is done, and the file is part of it
 
     def _remember(self) -> None:
         # Behind a shorter text, what is left of a longer one is overwritten with blanks: JSON ends in front of them.

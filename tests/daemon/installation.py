@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from prefork_socketmap.client import SocketmapClient
+from prefork_socketmap.daemon import state
 from tests.integration.servers.process import free_port
 from tests.processes import children, process_title
 from tests.waiting import eventually
@@ -78,7 +79,7 @@ class Installation:
         assert self._process is not None
         if self._process.poll() is not None:
             raise RuntimeError(f"the server ended with {self._process.returncode}:\n{self.log.read_text()}")
-        return (self.runtime_dir / "state.json").exists()
+        return _generation(self._process.pid) > 0
 
     @property
     def log(self) -> Path:
@@ -98,12 +99,13 @@ class Installation:
 
     def state(self) -> dict[str, Any]:
         """Return what the state file says."""
-        state: dict[str, Any] = json.loads((self.runtime_dir / "state.json").read_text())
-        return state
+        document: dict[str, Any] = json.loads((self.runtime_dir / "state.json").read_text())
+        return document
 
     def await_generation(self, number: int, within: float = 30) -> None:
         """Wait until the generation with this number serves."""
-        eventually(lambda: self.state()["generation"] == number, within, f"generation {number}")
+        master = self.state()["pid"]
+        eventually(lambda: _generation(master) == number, within, f"generation {number}")
 
     @property
     def pid(self) -> int:
@@ -167,3 +169,9 @@ sys.stdin.read()
         process.stdout.readline()
         yield process.pid
         assert process.poll() is None, "it got a signal"
+
+
+def _generation(master: int) -> int:
+    """Return which generation serves, as the master says once it has told everybody else; 0 if none does."""
+    told = state.of_process(master)
+    return told.generation if told else 0
