@@ -118,7 +118,7 @@ class Connections:
         self._short.pop(row.slot, None)
         row.clear_reservations()
         for number in self._reserved.pop(row.slot, {}):
-            self._table.serials[number - self._table.first] = 0
+            self._table.end(number)  # it may have been about to hand one over
             self._set_free(number)
 
     def has_reserved(self, row: Row, number: int, serial: int) -> bool:

@@ -122,12 +122,14 @@ class ConnectionTable:
     def begin(self, number: int, serial: int) -> None:
         """Begin the life of a new connection at *number*, out of the set until somebody arms it."""
         index = number - self.first
+        if self.stages[index]:
+            self.forget(number)  # somebody has written there since its end: it is not this client's
         self.since[index] = monotonic()
         self.serials[index] = serial
         self.add(number, _ONCE)
 
     def end(self, number: int) -> None:
-        """End it, and give back its memory. Called by the master."""
+        """End it, and give back its memory. Called by the master, or by whom alone knows of it."""
         index = number - self.first
         self.serials[index] = 0
         self.discard(number)

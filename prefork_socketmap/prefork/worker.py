@@ -10,6 +10,7 @@ import contextlib
 import errno
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -46,6 +47,7 @@ _PATIENCE, _LONG_PATIENCE = 0.05, 0.5
 # So often, with such pauses (s), workers look for who knows a connection: on a busy machine its turn comes late.
 _LOOKS, _LOOK_PAUSE = 50, 0.005
 _BREATH = 0.001  # s: a pause in which somebody else can do what this worker cannot
+_NO_PLACE = "[%s]: connection refused: no room in the table of connections, or the master has fallen behind"
 
 
 class Overdue(BaseException):
@@ -78,6 +80,7 @@ class Worker:
         self._to_master = shared.to_master
         self._labels = shared.board.labels()
         self._unsaid: list[tuple[int, int, bool]] = []
+        self._unused: list[tuple[int, int]] = []
         self._leaving = False
         self._on_duty = False
         self._is_fork = False
@@ -399,26 +402,35 @@ class Worker:
             if connection.has_ended:
                 connection.close()
             else:
-                log.warning("[%s]: connection refused: no room in the table of connections", connection.client)
+                log.warning(_NO_PLACE, connection.client)
                 self._refuse(connection.sock)
             return
         self._descriptors.settle(connection, *place)
         self._table.begin(*place)
         has_deadline = bool(connection.stage)
-        limit = "overflowed"
+        reason = "overflowed"
         try:
             connection.store()  # before the master, or we ourselves, let others have it
-            limit = "refused"
+            reason = "refused"
             self._to_master.send(Kind.OFFER if is_crowded else Kind.KEEP, *place, enclosed=(connection.sock,))
-        except OSError:  # there is no room for what is to be kept; or the master is away for long, or gone
-            self.row.increment("connections", limit)
-            self._table.discard(place[0])
-            self._descriptors.forget(place[0])
+        except (
+            OSError
+        ):  # there is no room for what is to be kept; or the master has fallen behind just now, or is gone
+            self._turn_away(connection, reason)
             return
         if has_deadline:
             self._shared.bell.ring()
         if not is_crowded:
             self._put_back(connection)
+
+    def _turn_away(self, connection: Connection, reason: str) -> None:
+        """End a new connection that cannot be handed over. The next one has its place, of which nobody was told."""
+        self.row.increment("connections", reason)
+        log.warning(REASONS[reason][1] if reason == "overflowed" else _NO_PLACE, connection.client)
+        self._table.end(connection.number)
+        connection.close()
+        self._descriptors.forget(connection.number)
+        self._unused.append((connection.number, connection.serial))
 
     def _await_place(self, connection: Connection, *, is_crowded: bool) -> tuple[int, int] | None:
         """Return a place for a new connection; None when there will be none, or the connection has ended.
@@ -428,7 +440,7 @@ class Worker:
         master may yet refuse it (*is_crowded*).
         """
         begun = monotonic()
-        while not (place := self.row.take_reservation()):
+        while not (place := self._take_place()):
             now = monotonic()
             if now - begun > _PATIENCE:
                 self._before_long_job()
@@ -443,6 +455,12 @@ class Worker:
             if not is_silent and (is_crowded or connection.stage or not self._serve(connection)):
                 time.sleep(_BREATH)
         return place
+
+    def _take_place(self) -> tuple[int, int] | None:
+        """Return a place that is reserved, if there is one and there is room to tell the master what is in it."""
+        if not is_ready(self._to_master.fileno(), select.POLLOUT):
+            return None
+        return self._unused.pop() if self._unused else self.row.take_reservation()
 
     def _is_needed(self) -> bool:
         """Whether this worker is to leave, or the last that could serve others."""

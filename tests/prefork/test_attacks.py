@@ -100,10 +100,11 @@ def test_a_request_that_arrives_in_any_pieces_is_answered(site: Site, crowd: Cro
         assert received == expected
 
 
-def test_the_memory_for_halves_of_requests_is_bounded_and_given_back(site: Site, crowd: Crowd) -> None:
-    good = GoodClient(site)
-    crowd.join(1000)
-    half = b"99000:" + b"y" * 98_000
+HALF = b"99000:" + b"y" * 98_000
+
+
+def fill(site: Site, crowd: Crowd, good: GoodClient) -> int:
+    """Let *crowd* send halves of requests until there is no more room; return how much memory that was at most."""
     sent = dict.fromkeys(crowd.sockets, 0)
     highest = 0
     board = Board(site.pid)
@@ -111,23 +112,69 @@ def test_the_memory_for_halves_of_requests_is_bounded_and_given_back(site: Site,
     while sent and not board.counter("connections", "overflowed") and time.monotonic() < deadline:
         for sock in list(sent):
             try:
-                sent[sock] += sock.send(half[sent[sock] :])
+                sent[sock] += sock.send(HALF[sent[sock] :])
             except BlockingIOError:
                 continue
             except OSError:
                 del sent[sock]  # there is no room for what it sends
                 continue
-            if sent[sock] == len(half):
+            if sent[sock] == len(HALF):
                 del sent[sock]
         highest = max(highest, kept(site.pid))
         good.ask()
     eventually(lambda: board.counter("connections", "overflowed") > 0, DEADLINE)
-    highest = max(highest, kept(site.pid))
+    return max(highest, kept(site.pid))
+
+
+def test_the_memory_for_halves_of_requests_is_bounded_and_given_back(site: Site, crowd: Crowd) -> None:
+    good = GoodClient(site)
+    crowd.join(1000)
+    highest = fill(site, crowd, good)
     # Each of the workers may add what it is about to write.
     assert BUFFER_LIMIT / 2 < highest <= BUFFER_LIMIT + 20 * 65536
     good.ask()
     crowd.close()
     eventually(lambda: kept(site.pid) == 0, DEADLINE)
+
+
+def test_newcomers_that_begin_when_there_is_no_room_take_no_places_from_others(site: Site, crowd: Crowd) -> None:
+    good = GoodClient(site)
+    crowd.join(1000)
+    fill(site, crowd, good)
+    already = Board(site.pid).counter("connections", "overflowed")
+
+    def many_are_turned_away() -> bool:
+        crowd.join(1, HALF)
+        good.ask()
+        # More than all workers together have places for.
+        return Board(site.pid).counter("connections", "overflowed") >= already + 100
+
+    eventually(many_are_turned_away, DEADLINE)
+    crowd.close()
+    eventually(lambda: kept(site.pid) == 0, DEADLINE)
+    newcomers = [GoodClient(site) for _ in range(100)]
+    for each in newcomers * 2:
+        each.ask()
+    assert Board(site.pid).connections == len([good, *newcomers])
+
+
+def test_newcomers_that_come_when_the_master_cannot_be_told_of_any_are_served(site: Site, crowd: Crowd) -> None:
+    for _ in range(10):  # more often than a worker has places
+        crowd.join(500, REQUEST)
+        eventually(lambda: crowd.heard() == 500, DEADLINE, "answers to all")
+        kill(site.pid, signal.SIGSTOP)
+        try:
+            crowd.close()  # more ends than it can be told of
+            eventually(lambda: Board(site.pid).has_an_idle_worker(), DEADLINE)
+            newcomer = site.connect()
+            newcomer.send(b"8:echo")
+        finally:
+            kill(site.pid, signal.SIGCONT)
+        newcomer.send(b" key,")
+        assert newcomer.reply() == b"OK key"
+        newcomer.close()
+    eventually(lambda: Board(site.pid).connections == 0, DEADLINE, "a table without connections")
+    assert kept(site.pid) == 0
 
 
 def test_a_request_has_read_timeout_from_its_first_byte_on(serve: Serve, endpoint: str) -> None:
