@@ -313,12 +313,12 @@ def test_a_client_that_stops_in_the_middle_of_a_request_is_bounded_by_read_timeo
 
 
 def test_read_timeout_begins_anew_with_each_request(serve: Serve, endpoint: str) -> None:
-    site = serve({"table": table}, Config(read_timeout=1), endpoint)
+    site = serve({"table": table}, Config(read_timeout=2), endpoint)
     encoded = netstring.encode(b"table ok")
     with site.connect() as client:
         began = time.monotonic()
         client.send(encoded[:5])
-        while time.monotonic() - began < 3:
+        while time.monotonic() - began < 5:
             # Never a moment without the beginning of a request.
             client.send(encoded[5:] + encoded[:5])
             assert client.reply() == OK
@@ -346,12 +346,12 @@ def test_a_slow_reader_gets_its_reply_whole_within_write_timeout(serve: Serve, e
 
 
 def test_a_silent_client_is_closed_by_reset_after_keepalive_timeout(serve: Serve, endpoint: str) -> None:
-    site = serve({"table": table}, Config(keepalive_timeout=0.3), endpoint)
+    site = serve({"table": table}, Config(keepalive_timeout=1), endpoint)
     with site.connect() as silent, site.connect() as asked:
         began = time.monotonic()
         assert asked.ask(b"table ok") == OK
         assert asked.end() is abrupt(endpoint)
-        assert time.monotonic() - began >= 0.3
+        assert time.monotonic() - began >= 1
         assert silent.end() is abrupt(endpoint)
 
 

@@ -184,8 +184,9 @@ def test_16_workers_share_themselves_out_among_200_busy_clients(installation: In
 def test_lookups_that_sleep_do_not_hold_up_the_others(installation: Installation) -> None:
     house = House(installation, "process_limit = 30\n")
 
-    def p99(audience: Audience) -> float:
-        return statistics.quantiles(audience.latencies, n=100)[98]
+    def p90(audience: Audience) -> float:
+        # Not p99: one moment in which the machine stands still would be all of it.
+        return statistics.quantiles(audience.latencies, n=10)[8]
 
     with Audience(house.endpoints, "echo", 100, interval=0.2) as undisturbed:
         time.sleep(5)
@@ -197,5 +198,5 @@ def test_lookups_that_sleep_do_not_hold_up_the_others(installation: Installation
     for audience in undisturbed, sleepers, disturbed:
         assert_everybody_was_answered(audience)
     # A lookup that waits for one of the others to end takes a second on average. What a busy machine does is less.
-    assert p99(disturbed) < p99(undisturbed) + SLEEP / 4
+    assert p90(disturbed) < p90(undisturbed) + SLEEP / 4
     house.assert_descriptors_are_those_of_a_fresh_start()
