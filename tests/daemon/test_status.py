@@ -527,6 +527,7 @@ def test_a_scoreboard_that_cannot_be_read_is_named_and_the_server_still_found(in
             f"a scoreboard with layout {another:08x}, of another version",
         ),
     ):
+        file.unlink()  # a new one: who cuts off what a server has mapped kills it
         file.write_bytes(content)
         result = installation.run("status")
         assert result.returncode == 0

