@@ -82,16 +82,20 @@ def test_a_lookup_costs_few_system_calls(serve: Serve, endpoint: str, tmp_path: 
     for _ in range(10):
         for client in clients:
             assert client.ask(b"echo key") == b"OK key"
-    lookups = 0
-    with traced(site.workers, tmp_path / "strace") as trace:
-        while lookups < 1000:
-            for client in clients:
-                client.request(b"echo key")
-            for client in clients:
-                assert client.reply() == b"OK key"
-            lookups += number
-    assert trace.calls["sendto"] >= lookups - len(site.workers)  # the tracer may miss the last ones
-    assert trace.calls.total() <= SYSTEM_CALLS * lookups, trace.calls
+    # A worker that had not met the clients before fetches them from the master, once; and one may just be starting.
+    for _ in range(len(site.workers) + 1):
+        lookups, workers = 0, site.workers
+        with traced(workers, tmp_path / "strace") as trace:
+            while lookups < 1000:
+                for client in clients:
+                    client.request(b"echo key")
+                for client in clients:
+                    assert client.reply() == b"OK key"
+                lookups += number
+        all_are_traced = trace.calls["sendto"] >= lookups - len(workers)  # the tracer may miss the last ones
+        if all_are_traced and trace.calls.total() <= SYSTEM_CALLS * lookups:
+            return
+    pytest.fail(f"{lookups} lookups cost {trace.calls}")
 
 
 PROFILED = """
