@@ -200,7 +200,9 @@ class RedisMap(TlsSettings, NetworkMap[redis.Redis]):
 
     def blamed(self, error: Exception) -> str:
         """A wrong password is the password's fault."""
-        return "password" if isinstance(error, redis.AuthenticationError) else super().blamed(error)
+        # redis-py 4 has a class for a password that is missing only.
+        is_login = isinstance(error, redis.AuthenticationError) or str(error).startswith("WRONGPASS ")
+        return "password" if is_login else super().blamed(error)
 
     def hang_up(self, connection: redis.Redis) -> None:
         """Close the connection."""

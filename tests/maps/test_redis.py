@@ -122,6 +122,11 @@ def test_no_error_and_no_log_line_has_the_password(make: Make, caplog: pytest.Lo
     assert "hunter2" not in caplog.text + repr(reply) + repr(table)
 
 
+def test_a_wrong_password_is_a_wrong_setting(make: Make) -> None:
+    with pytest.raises(SettingError, match=r"^maps\.m\.password: 127\.0\.0\.1:\d+: "):
+        make(password="wrong").verify()
+
+
 def test_after_a_failover_the_primary_that_sentinel_names_is_asked(
     open_map: OpenMap, redis_sentinel: Watched
 ) -> None:
