@@ -31,9 +31,9 @@ def is_alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
-def await_end(*pids: int) -> None:
+def await_end(*pids: int, within: float = _ENDS_WITHIN) -> None:
     """Wait until the processes are gone."""
-    eventually(lambda: not any(map(is_alive, pids)), _ENDS_WITHIN, f"the end of the processes {pids}")
+    eventually(lambda: not any(map(is_alive, pids)), within, f"the end of the processes {pids}")
 
 
 def process_title(pid: int) -> str:
@@ -62,6 +62,12 @@ def open_files(pid: int) -> dict[int, str]:
 def descriptors(pid: int, below: float = float("inf")) -> Counter[str]:
     """Return how many open descriptors with numbers *below* a process has of each kind."""
     return Counter(_kind_of(target) for number, target in open_files(pid).items() if number < below)
+
+
+def memories(pid: int, name: str) -> list[Path]:
+    """Return where a process has its memory with this name, as memfd_create(2) gives it."""
+    files = open_files(pid)
+    return [Path(f"/proc/{pid}/fd/{number}") for number, file in files.items() if file.startswith(f"/memfd:{name} ")]
 
 
 def _kind_of(target: str) -> str:

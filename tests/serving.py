@@ -23,7 +23,7 @@ from prefork_socketmap.prefork.scoreboard import Row, Scoreboard, State
 from prefork_socketmap.service import DefaultLookup, Lookup
 from prefork_socketmap.socketmap import netstring
 from tests.integration.servers.process import free_port
-from tests.processes import children, process_title
+from tests.processes import children, memories, process_title
 from tests.waiting import eventually
 
 DEADLINE = 20.0
@@ -339,12 +339,8 @@ def kept(pid: int) -> int:
 
 
 def memories_of(pid: int, name: str) -> list[Path]:
-    """Return where a process has its memory with this name."""
-    found = []
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            if str(link.readlink()).startswith(f"/memfd:{name} "):
-                found.append(link)
+    """Return where a process has its memory with this name, which it must have."""
+    found = memories(pid, name)
     assert found, f"process {pid} has no memory with the name {name}"
     return found
 

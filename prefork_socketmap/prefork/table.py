@@ -122,8 +122,7 @@ class ConnectionTable:
     def begin(self, number: int, serial: int) -> None:
         """Begin the life of a new connection at *number*, out of the set until somebody arms it."""
         index = number - self.first
-        if self.stages[index]:
-            self.forget(number)  # somebody has written there since its end: it is not this client's
+        self.forget(number)  # what somebody has written there since the last one's end is not this client's
         self.since[index] = monotonic()
         self.serials[index] = serial
         self.add(number, _ONCE)
@@ -133,12 +132,13 @@ class ConnectionTable:
         index = number - self.first
         self.serials[index] = 0
         self.discard(number)
-        if self.stages[index]:
-            self.forget(number)
+        self.forget(number)
 
     def forget(self, number: int) -> None:
-        """Give back all that is kept of a connection, which begins anew."""
+        """Give back all that is kept of a connection, if anything is: it begins anew."""
         index = number - self.first
+        if not self.stages[index]:
+            return
         self.buffers.free(index, 0, self.kept[index])
         self.buffers.free(index, Buffers.OUTPUT, self.output[index])
         self.kept[index] = self.missing[index] = self.output[index] = 0

@@ -408,25 +408,23 @@ class Worker:
         self._descriptors.settle(connection, *place)
         self._table.begin(*place)
         has_deadline = bool(connection.stage)
-        reason = "overflowed"
+        reason = "overflowed", REASONS["overflowed"][1]
         try:
             connection.store()  # before the master, or we ourselves, let others have it
-            reason = "refused"
+            reason = "refused", _NO_PLACE
             self._to_master.send(Kind.OFFER if is_crowded else Kind.KEEP, *place, enclosed=(connection.sock,))
-        except (
-            OSError
-        ):  # there is no room for what is to be kept; or the master has fallen behind just now, or is gone
-            self._turn_away(connection, reason)
+        except OSError:  # no room for what is to be kept; or the master has fallen behind just now, or is gone
+            self._turn_away(connection, *reason)
             return
         if has_deadline:
             self._shared.bell.ring()
         if not is_crowded:
             self._put_back(connection)
 
-    def _turn_away(self, connection: Connection, reason: str) -> None:
+    def _turn_away(self, connection: Connection, counter: str, reason: str) -> None:
         """End a new connection that cannot be handed over. The next one has its place, of which nobody was told."""
-        self.row.increment("connections", reason)
-        log.warning(REASONS[reason][1] if reason == "overflowed" else _NO_PLACE, connection.client)
+        self.row.increment("connections", counter)
+        log.warning(reason, connection.client)
         self._table.end(connection.number)
         connection.close()
         self._descriptors.forget(connection.number)

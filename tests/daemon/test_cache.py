@@ -21,7 +21,7 @@ from prefork_socketmap.maps.base import Map
 from prefork_socketmap.maps.memory import Memory, Remembered
 from prefork_socketmap.socketmap.messages import Reply
 from tests.daemon.installation import COMMAND, TIMEOUT, Installation
-from tests.processes import is_alive, open_files
+from tests.processes import await_end, memories
 from tests.serving import Client
 from tests.waiting import eventually
 
@@ -106,7 +106,7 @@ class Site:
         workers = self.installation.workers()
         for pid in (master, *workers):
             os.kill(pid, signal.SIGKILL)
-        eventually(lambda: not any(map(is_alive, (master, *workers))), WITHIN, "the end of the server")
+        await_end(master, *workers, within=WITHIN)
         (self.installation.runtime_dir / "state.json").unlink()
 
     def command(self, *arguments: str, code: int = 0) -> str:
@@ -247,7 +247,7 @@ def test_a_reload_leaves_no_descriptors_of_caches_behind(site: Site) -> None:
     site.start()
 
     def caches() -> int:
-        return len(cache_links(site.installation.pid))
+        return len(memories(site.installation.pid, "cache"))
 
     assert caches() == 1
     for size in (20000, 30000):
@@ -621,7 +621,7 @@ def test_a_purge_while_the_map_is_asked_keeps_the_old_answer_out(site: Site) -> 
 def test_another_user_sees_nothing(site: Site) -> None:
     site.start()
     site.lookup()
-    (link,) = cache_links(site.installation.pid)
+    (link,) = memories(site.installation.pid, "cache")
     done = subprocess.run(
         [shutil.which("cat") or "", link],
         user="nobody",
@@ -630,12 +630,6 @@ def test_another_user_sees_nothing(site: Site) -> None:
     )
     assert done.returncode != 0
     assert b"one" not in done.stdout
-
-
-def cache_links(pid: int) -> list[str]:
-    """Return where a process has caches in memory."""
-    files = open_files(pid)
-    return [f"/proc/{pid}/fd/{number}" for number, name in files.items() if name.startswith("/memfd:cache ")]
 
 
 class Notes(Map):

@@ -17,7 +17,7 @@ import pytest
 
 from prefork_socketmap.client import SocketmapClient
 from tests.daemon.installation import TIMEOUT, Installation
-from tests.processes import children, is_alive, process_status
+from tests.processes import await_end, children, is_alive, process_status
 from tests.serving import Client
 from tests.waiting import eventually
 
@@ -233,8 +233,7 @@ def test_a_child_that_comes_back_from_the_code_of_a_map_ends_and_answers_nobody(
         for number in range(3):
             file = yard / f"returned{number}"
             assert client.lookup("fork_and_return", str(file)) == "the parent"
-            child = int(file.read_text())
-            eventually(lambda child=child: not is_alive(child), what="the end of the child")  # type: ignore[misc]
+            await_end(int(file.read_text()), within=10)
         assert client.lookup("run", "7") == "7"
     assert captured.lookup("run", "8") == "8"
 

@@ -22,7 +22,7 @@ from prefork_socketmap.daemon.exporter import MOST_CLIENTS
 from prefork_socketmap.settings import SettingError
 from tests.daemon.installation import Installation
 from tests.integration.servers.process import free_port
-from tests.processes import children, is_alive, open_files, process_status, process_title
+from tests.processes import await_end, children, open_files, process_status, process_title
 from tests.waiting import eventually
 
 ETC = Path(__file__).parent.parent.parent / "etc"
@@ -181,7 +181,7 @@ def test_a_reload_moves_it_and_one_that_is_refused_does_not(metered: Metered) ->
     assert metered.run("reload").returncode == 0
     metered.scraped()
     assert metered.exporter(other_than=first)
-    eventually(lambda: not is_alive(first), within=30, what="the former one has gone")
+    await_end(first, within=30)
     Installation.configure(metered)
     assert metered.run("reload").returncode == 0
     eventually(lambda: TITLE not in map(process_title, children(metered.pid)), within=30, what="it has gone")
@@ -212,7 +212,7 @@ def test_it_ends_with_the_server(metered: Metered, end: Callable[[Metered], None
     metered.scraped()
     pid = metered.exporter()
     end(metered)
-    eventually(lambda: not is_alive(pid), within=30, what="the metrics process has ended")
+    await_end(pid, within=30)
 
 
 def test_a_port_in_use_is_told_and_costs_no_lookup(metered: Metered) -> None:

@@ -122,8 +122,12 @@ def ask_everything(site: Installation, times: int = 1) -> None:
         with Client(site.endpoint) as client:
             for question, status in QUESTIONS.items():
                 assert client.ask(question).split(b" ")[0] == status.encode()
-    eventually(lambda: not any(slot["client"] for slot in told(site)["slots"]), what="workers without clients")
-    eventually(lambda: told(site)["connections"]["silent"] == 0, what="the end of the connections")
+
+    def nobody_is_there() -> bool:
+        document = told(site)
+        return document["connections"]["silent"] == 0 and not any(slot["client"] for slot in document["slots"])
+
+    eventually(nobody_is_there)
 
 
 def times(counts: dict[str, dict[str, int]], factor: int) -> dict[str, dict[str, int]]:

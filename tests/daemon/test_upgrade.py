@@ -20,7 +20,7 @@ from prefork_socketmap.daemon import pidfile
 from tests.daemon.installation import TIMEOUT, Installation
 from tests.daemon.load import Load
 from tests.integration.servers.process import free_port
-from tests.processes import children, descriptors, is_alive, process_status, process_title
+from tests.processes import await_end, children, descriptors, process_status, process_title
 from tests.serving import Client
 from tests.waiting import eventually
 
@@ -339,7 +339,7 @@ def test_a_stop_does_not_wait_for_an_upgrade(installation: Installation, gates: 
     checks.update(*map(children, checks))
     process.terminate()
     assert process.wait(TIMEOUT) == 0
-    eventually(lambda: not any(map(is_alive, checks)), what="the end of the check")
+    await_end(*checks, within=10)
 
 
 @pytest.fixture
@@ -350,13 +350,19 @@ def way_in(installation: Installation, program: Program) -> Gate:
     return gate
 
 
-def test_a_stop_while_the_program_is_replaced_is_not_lost(
-    installation: Installation, program: Program, way_in: Gate
-) -> None:
+def start_to_replace(installation: Installation, program: Program, way_in: Gate) -> subprocess.Popen[str]:
+    """Start the server, and replace its program as far as the gate."""
     process = start(installation, program)
     way_in.close()
     process.send_signal(signal.SIGUSR2)
     way_in.await_arrival()
+    return process
+
+
+def test_a_stop_while_the_program_is_replaced_is_not_lost(
+    installation: Installation, program: Program, way_in: Gate
+) -> None:
+    process = start_to_replace(installation, program, way_in)
     process.terminate()
     way_in.open()
     assert process.wait(TIMEOUT) == 0
@@ -366,10 +372,7 @@ def test_a_stop_while_the_program_is_replaced_is_not_lost(
 def test_a_reload_while_the_program_is_replaced_is_not_lost(
     installation: Installation, program: Program, way_in: Gate
 ) -> None:
-    process = start(installation, program)
-    way_in.close()
-    process.send_signal(signal.SIGUSR2)
-    way_in.await_arrival()
+    process = start_to_replace(installation, program, way_in)
     process.send_signal(signal.SIGHUP)
     way_in.open()
     assert_logged(installation, "replacing", "generation 2 serves", "reloading", "generation 3 serves")
@@ -378,10 +381,7 @@ def test_a_reload_while_the_program_is_replaced_is_not_lost(
 def test_newcomers_are_answered_while_the_program_is_replaced(
     installation: Installation, program: Program, way_in: Gate
 ) -> None:
-    process = start(installation, program)
-    way_in.close()
-    process.send_signal(signal.SIGUSR2)
-    way_in.await_arrival()
+    start_to_replace(installation, program, way_in)
     with Client(installation.endpoint) as client:
         assert client.ask(b"colours sky") == b"OK blue"
         way_in.open()
@@ -392,10 +392,7 @@ def test_newcomers_are_answered_while_the_program_is_replaced(
 def test_a_crowd_that_comes_while_the_program_is_replaced_is_not_turned_away(
     installation: Installation, program: Program, way_in: Gate
 ) -> None:
-    process = start(installation, program)
-    way_in.close()
-    process.send_signal(signal.SIGUSR2)
-    way_in.await_arrival()
+    start_to_replace(installation, program, way_in)
     with contextlib.ExitStack() as stack:
         # More than the workers have places for: the others wait, and so would a busy machine's for longer than this.
         crowd = [stack.enter_context(Client(installation.endpoint)) for _ in range(100)]
@@ -415,7 +412,7 @@ def test_no_worker_outlives_a_master_that_was_upgraded(installation: Installatio
     upgrade(installation)
     workers = installation.idle_workers()
     process.kill()
-    eventually(lambda: not any(map(is_alive, workers)), SETTLED, "the end of the workers")
+    await_end(*workers, within=SETTLED)
 
 
 def test_a_worker_that_dies_after_an_upgrade_is_replaced(installation: Installation) -> None:

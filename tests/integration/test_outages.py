@@ -7,10 +7,10 @@ answer again, with no reload, when the server is back; and nothing lost.
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from prefork_socketmap.socketmap.messages import Reply, Status
 from tests.integration.servers import mariadb, memcached, postgresql, redis, slapd
 from tests.integration.servers.process import Server, free_port
 from tests.maps.opening import OpenMap
+from tests.processes import descriptors
 from tests.waiting import eventually
 
 KEY = "info@example.com"
@@ -234,13 +235,9 @@ def test_an_outage_costs_no_descriptor(backend: Backend) -> None:
         gc.collect()
 
     outages()  # opens what libraries keep open for good
-    before = descriptors()
+    before = descriptors(os.getpid()).total()
     outages()
-    assert descriptors() == before
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+    assert descriptors(os.getpid()).total() == before
 
 
 @without_tls

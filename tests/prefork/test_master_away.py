@@ -90,7 +90,7 @@ def test_a_stuck_worker_ends_within_seconds_and_its_address_is_free_at_once(
     eventually(lambda: is_refused(site.endpoint), 2.0, "refusal")
     successor = serve({"echo": echo}, None, site.endpoint)
     GoodClient(successor).ask()
-    eventually(lambda: not any(map(is_alive, workers)), SOON, "the end of all workers")
+    await_end(*workers, within=SOON)
     GoodClient(successor).ask()
 
 
@@ -103,7 +103,7 @@ def test_workers_that_are_all_stuck_end_within_seconds(serve: Serve) -> None:
     eventually(lambda: Board(site.pid).counter("workers", "exhausted") == 1, DEADLINE, "two stuck workers")
     workers = kill_master(site)
     try:
-        eventually(lambda: not any(map(is_alive, workers)), SOON, "the end of all workers")
+        await_end(*workers, within=SOON)
         assert is_refused(site.endpoint)
     finally:
         for worker in filter(is_alive, workers):  # the site waits for the end of all
